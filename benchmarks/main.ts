@@ -1,0 +1,155 @@
+/** `npm run bench`: see README.md beside this file. */
+import { writeFileSync } from 'node:fs'
+import { Command } from 'commander'
+import { Device, type Isa } from 'lapidary'
+import { attentionCases } from './cases/attention.ts'
+import type { BenchmarkCase } from './cases/case.ts'
+import { matmulCases } from './cases/matmul.ts'
+import { rowOpsCases } from './cases/row-ops.ts'
+import { type Limits, measureLimits } from './limits.ts'
+import { measureOverhead } from './overhead.ts'
+import { loadOnnxRuntime, peerName } from './peers/onnxruntime.ts'
+import { race, type Timing } from './race.ts'
+import { describeMachine, drawSvg, formatRow, formatTable, header, type Report, type Row } from './report.ts'
+
+interface Options {
+  json?: string
+  svg?: string
+  only?: string
+  threads?: string
+  isa?: string
+  rounds: string
+  peer: boolean
+}
+
+const options: Options = new Command('bench')
+  .description("Times our ops and a peer's on the same shapes, beside this machine's limits.")
+  .option('--json <file>', 'write the report as JSON')
+  .option('--svg <file>', 'draw per cent of limit')
+  .option('--only <words>', 'comma-separated: cases whose name contains one of them')
+  .option('--threads <counts>', 'comma-separated thread counts (default: 1 and all)')
+  .option('--isa <names>', 'comma-separated instruction sets (default: the best, and each with a matmul of its own)')
+  .option('--rounds <count>', 'samples of each contender', '7')
+  .option('--no-peer', 'leave the peer out')
+  .parse()
+  .opts<Options>()
+
+/** Instruction sets worth a row of their own: the best one, and those below it that change the int4 matmul. */
+async function benchmarkIsas(): Promise<Isa[]> {
+  if (options.isa) return options.isa.split(',') as Isa[]
+  using best = await Device.open('cpu', { threads: 1 })
+  const info = best.info()
+  const others = info.isas.filter(
+    ({ name, active }) => active && ['avx2', 'avx512', 'neon'].includes(name) && name !== info.isa,
+  )
+  return [info.isa, ...others.map(({ name }) => name)] as Isa[]
+}
+
+/** Root mean square of the difference, relative to that of the reference. */
+function relativeError(got: Float32Array, reference: Float32Array): number {
+  let difference = 0
+  let size = 0
+  for (let i = 0; i < reference.length; i++) {
+    difference += ((got[i] as number) - (reference[i] as number)) ** 2
+    size += (reference[i] as number) ** 2
+  }
+  return Math.sqrt(difference / size)
+}
+
+async function runCase(benchmark: BenchmarkCase, device: Device, limits: Limits, withPeer: boolean): Promise<Row> {
+  const { isa, threads } = device.info()
+  const ours = await benchmark.ours(device)
+  const peer = withPeer ? await benchmark.peer?.(threads) : undefined
+  try {
+    if (peer && benchmark.agreement !== undefined && peer.unitsPerRun === 1) {
+      await peer.run(1)
+      const error = relativeError(await ours.output(), peer.firstOutput())
+      if (!(error <= benchmark.agreement)) throw new Error(`${benchmark.name}: differs from ${peerName} by ${error}`)
+    }
+    const timings = await race(peer ? [ours, peer] : [ours], Number(options.rounds))
+    const { median, spread } = timings.get(ours.name) as Timing
+    const limit = benchmark.limit(limits)
+    const gflops = benchmark.operations / median / 1e6
+    const gbps = benchmark.bytes / median / 1e6
+    const peers: Row['peers'] = {}
+    for (const [name, timing] of timings) {
+      if (name !== ours.name) peers[name] = { ms: timing.median, ratio: timing.median / median }
+    }
+    const percentOfLimit = (100 * (limit === 'read' ? gbps : gflops)) / limits[limit]
+    return {
+      case: benchmark.name,
+      device: 'cpu',
+      isa,
+      threads,
+      ms: median,
+      gflops,
+      gbps,
+      limit,
+      percentOfLimit,
+      spread,
+      peers,
+    }
+  } finally {
+    ours.dispose()
+    await peer?.dispose()
+  }
+}
+
+const words = options.only?.split(',') ?? []
+const cases = [...matmulCases, ...attentionCases, ...rowOpsCases].filter(
+  ({ name }) => words.length === 0 || words.some((word) => name.includes(word)),
+)
+const {
+  threads: allThreads,
+  name: processor,
+  memoryLimit,
+} = await (async () => {
+  using device = await Device.open('cpu')
+  return device.info()
+})()
+const threadCounts = options.threads?.split(',').map(Number) ?? [...new Set([1, allThreads])]
+const isas = await benchmarkIsas()
+const withPeer = options.peer && (await loadOnnxRuntime()) !== undefined
+if (options.peer && !withPeer) console.error(`${peerName} is not installed: no peer columns`)
+
+const report: Report = { machine: describeMachine(processor, memoryLimit), limits: {}, overhead: [], rows: [] }
+console.log(
+  Object.entries(report.machine)
+    .map(([key, value]) => `${key} ${value}`)
+    .join(', '),
+)
+for (const threads of threadCounts) {
+  using device = await Device.open('cpu', { threads })
+  const overhead = await measureOverhead(device)
+  report.overhead.push(overhead)
+  console.log(
+    `overhead, ${threads} thread${threads > 1 ? 's' : ''}: enqueue ${overhead.enqueue.toFixed(2)} µs per op, replay ` +
+      `${overhead.replayFixed.toFixed(1)} µs + ${overhead.replayPerCall.toFixed(2)} µs per op, awaited round trip ` +
+      `${overhead.roundTrip.toFixed(1)} µs`,
+  )
+}
+const lines = [header]
+for (const isa of isas) {
+  for (const threads of threadCounts) {
+    using device = await Device.open('cpu', { isa, threads })
+    const limits = await measureLimits(device)
+    report.limits[`${isa}/${threads}`] = limits
+    console.log(
+      `limits ${isa}, ${threads} thread${threads > 1 ? 's' : ''}: read ${limits.read.toFixed(1)} GB/s, ` +
+        Object.entries(limits)
+          .filter(([kind, value]) => kind !== 'read' && value > 0)
+          .map(([kind, value]) => `${kind} ${(value / 1000).toFixed(2)} Tops/s`)
+          .join(', '),
+    )
+    for (const benchmark of cases) {
+      // The peer chooses its own instructions: one race per thread count, with the best of ours.
+      const row = await runCase(benchmark, device, limits, withPeer && isa === isas[0])
+      report.rows.push(row)
+      lines.push(formatRow(row))
+      console.error(formatRow(row).join(' | '))
+    }
+  }
+}
+console.log(formatTable(lines))
+if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 1)}\n`)
+if (options.svg) writeFileSync(options.svg, await drawSvg(report))

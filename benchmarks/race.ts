@@ -1,0 +1,49 @@
+/** Timing contenders in turn, so that what disturbs the machine disturbs all of them. */
+
+/** Something to be timed. `run` resolves when `runs` runs are done, each of them `unitsPerRun` units of work. */
+export interface Contender {
+  readonly name: string
+  readonly unitsPerRun: number
+  run(runs: number): Promise<void>
+}
+
+export interface Timing {
+  /** Milliseconds per unit: the median of the samples, the best, and (worst − best) / median. */
+  readonly median: number
+  readonly best: number
+  readonly spread: number
+}
+
+const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
+
+/**
+ * Each round takes one sample of every contender; a sample repeats the work until it lasts about `sampleMs`. Thread pools of a
+ * contender that just ran may still spin: a pause lets them fall asleep.
+ */
+export async function race(contenders: readonly Contender[], rounds = 7, sampleMs = 120): Promise<Map<string, Timing>> {
+  const runs = new Map<string, number>()
+  const samples = new Map<string, number[]>(contenders.map(({ name }) => [name, []]))
+  for (const contender of contenders) {
+    await contender.run(1)
+    const start = performance.now()
+    await contender.run(1)
+    runs.set(contender.name, Math.max(1, Math.round(sampleMs / Math.max(performance.now() - start, 1e-3))))
+  }
+  for (let round = 0; round < rounds; round++) {
+    for (const contender of contenders) {
+      await pause(10)
+      const count = runs.get(contender.name) as number
+      const start = performance.now()
+      await contender.run(count)
+      samples.get(contender.name)?.push((performance.now() - start) / (count * contender.unitsPerRun))
+    }
+  }
+  return new Map([...samples].map(([name, values]) => [name, summarize(values)]))
+}
+
+export function summarize(values: readonly number[]): Timing {
+  const sorted = [...values].sort((a, b) => a - b)
+  const best = sorted[0] as number
+  const median = sorted[sorted.length >> 1] as number
+  return { median, best, spread: ((sorted.at(-1) as number) - best) / median }
+}

@@ -1,0 +1,66 @@
+/**
+ * `lapidary build`: compiles the addon from the sources in the package. The tools for it, cmake-js and node-addon-api, are
+ * development dependencies: installed packages fetch them here, once, so that everyone else installs none of it.
+ * @module
+ */
+import { spawnSync } from 'node:child_process'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const packageRoot = fileURLToPath(new URL('../..', import.meta.url))
+const tools = ['cmake-js', 'node-addon-api'] as const
+
+/** The parts of this package's package.json that the command line needs. */
+export interface Manifest {
+  version: string
+  devDependencies: Record<string, string>
+}
+
+export function packageManifest(): Manifest {
+  return JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as Manifest
+}
+
+function resolves(tool: string, from: string): boolean {
+  try {
+    createRequire(join(from, 'package.json')).resolve(`${tool}/package.json`)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** The folder whose node_modules has the tools, after fetching them where need be. Undefined: npm failed, and has said why. */
+function toolFolder(): string | undefined {
+  if (tools.every((tool) => resolves(tool, packageRoot))) return packageRoot
+  const folder = join(packageRoot, 'build', 'tools')
+  if (tools.every((tool) => resolves(tool, folder))) return folder
+  const { devDependencies } = packageManifest()
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'package.json'), '{ "private": true }\n')
+  const packages = tools.map((tool) => `${tool}@${devDependencies[tool]}`)
+  process.stdout.write(`fetching ${packages.join(' and ')}\n`)
+  const npm = spawnSync('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', ...packages], {
+    cwd: folder,
+    stdio: 'inherit',
+    shell: process.platform === 'win32',
+  })
+  return npm.status === 0 ? folder : undefined
+}
+
+/** Builds build/Release/lapidary.node inside the package; the compiler's output goes to the terminal. Returns an exit status. */
+export function buildFromSource(): number {
+  const folder = toolFolder()
+  if (folder === undefined) {
+    process.stderr.write(`lapidary: ${tools.join(' and ')} could not be fetched; install them and run this again\n`)
+    return 1
+  }
+  const build = spawnSync(process.execPath, [join(packageRoot, 'scripts', 'build-native.cjs')], {
+    cwd: packageRoot,
+    stdio: 'inherit',
+    env: { ...process.env, NODE_PATH: join(folder, 'node_modules') },
+  })
+  if (build.status === 0) process.stdout.write(`built ${join(packageRoot, 'build', 'Release', 'lapidary.node')}\n`)
+  return build.status ?? 1
+}

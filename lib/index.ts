@@ -1,0 +1,25 @@
+/**
+ * Lapidary: the Gemma family in Node.js, on kernels of its own.
+ * @module
+ */
+import { cast } from './ops/row-ops.ts'
+import { setCast } from './tensor.ts'
+
+setCast(cast)
+
+export { Device, type DeviceInfo, type DeviceListing, type DeviceOptions, type Isa } from './device.ts'
+export { type DType, type DTypeArray, type DTypeInfo, dtypes, type Layout } from './dtype.ts'
+export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
+export * from './ops/embedding.ts'
+export * from './ops/flash-attention.ts'
+export * from './ops/matmul.ts'
+export * from './ops/pack-weights.ts'
+export { type ProbeKind, probe, probeKinds } from './ops/probe.ts'
+export * from './ops/qk-norm-rope.ts'
+export * from './ops/quantize.ts'
+export * from './ops/row-ops.ts'
+export * from './ops/sampling.ts'
+export { Program, type ProgramOutputs, type TensorSpec } from './program.ts'
+export { scope } from './scope.ts'
+export { Stream } from './stream.ts'
+export { Tensor } from './tensor.ts'

@@ -1,0 +1,96 @@
+/**
+ * The native addon: the only file that loads it, and the typed mirror of what it exports (native/bridge/).
+ *
+ * Handles are numbers (bridge/handle_table.h). Arguments are checked by the callers in lib/ for type and by native code for value.
+ * @module
+ */
+import { createRequire } from 'node:module'
+import { fileURLToPath } from 'node:url'
+import type { DTypeInfo } from './dtype.ts'
+import { LapidaryError } from './errors.ts'
+
+export interface NativeIsa {
+  name: string
+  compiled: boolean
+  supported: boolean
+  active: boolean
+  reason?: string
+}
+
+export interface NativeDeviceInfo {
+  kind: string
+  name: string
+  isa: string
+  isas: NativeIsa[]
+  threads: number
+  memoryLimit: number
+  kernels: Record<string, string>
+  notes: Record<string, string>
+}
+
+export interface NativeOp {
+  name: string
+  inputs: string[]
+  attributes: { name: string; kind: string; initial?: number; choices?: string }[]
+  outputs: string[]
+}
+
+/** `[handle, dtype index, layout index, ...dims]` of a tensor that native code made. */
+export type NativeTensor = [handle: number, dtype: number, layout: number, ...dims: number[]]
+
+export interface NativeAddon {
+  // tables
+  dtypes(): DTypeInfo[]
+  errors(): Record<string, string>
+  ops(): NativeOp[]
+  setErrorClass(errorClass: unknown): void
+  // devices and streams
+  listIsas(): NativeIsa[]
+  openDevice(threads: number, isa: string, guard: boolean): Promise<number>
+  deviceInfo(device: number): NativeDeviceInfo
+  deviceMemory(device: number): { bytes: number; buffers: number; cached: number }
+  releaseDevice(device: number): void
+  createStream(device: number): number
+  releaseStream(stream: number): void
+  synchronize(stream: number): Promise<void>
+  waitStream(stream: number, other: number): void
+  // tensors
+  createTensor(device: number, dtype: number, dims: readonly number[], bytes?: ArrayBufferView): number
+  mapTensor(device: number, path: string, offset: number, dtype: number, dims: readonly number[]): number
+  sliceTensor(tensor: number, axis: number, start: number, end: number): number
+  reshapeTensor(tensor: number, dims: readonly number[]): number
+  writeTensor(stream: number, tensor: number, bytes: ArrayBufferView): void
+  readTensor(stream: number, tensor: number): Promise<ArrayBuffer>
+  releaseTensor(tensor: number): void
+  // calls: `command` carries the call in and its outputs back, see native/bridge/calls.cc
+  readonly command: Float64Array
+  enqueue(): void
+  // programs
+  beginCapture(stream: number): void
+  captureInput(dtype: number, dims: readonly number[]): number
+  endCapture(outputs: readonly number[]): number
+  abortCapture(): void
+  runProgram(program: number, inputs: readonly number[]): NativeTensor[]
+  programInfo(program: number): { calls: number; arenaBytes: number; intermediateBytes: number }
+  releaseProgram(program: number): void
+}
+
+function load(): NativeAddon {
+  const root = fileURLToPath(new URL('..', import.meta.url))
+  try {
+    const require = createRequire(import.meta.url)
+    const addon = require('node-gyp-build')(root) as NativeAddon
+    addon.setErrorClass(LapidaryError)
+    return addon
+  } catch (cause) {
+    const target = `${process.platform}-${process.arch}`
+    throw new LapidaryError(
+      'ERR_NATIVE_MISSING',
+      `the native addon for ${target} could not be loaded from ${root}: expected prebuilds/${target} or build/Release. ` +
+        'To compile it from source, run: npx lapidary build',
+      { cause },
+    )
+  }
+}
+
+export const native: NativeAddon = load()

@@ -1,0 +1,95 @@
+// device.h: what the runtime needs of any device: memory, and the execution of planned calls.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/status.h"
+#include "ops/contract.h"
+
+namespace lapidary {
+
+struct IsaInfo {
+  std::string name;
+  bool compiled = false;
+  bool supported = false;
+  bool active = false;  // part of this device's overlay
+  std::string reason;   // why it is not supported
+};
+
+struct DeviceInfo {
+  std::string kind;  // "cpu"
+  std::string name;  // the processor's own name
+  std::string isa;   // the highest active one
+  std::vector<IsaInfo> isas;
+  std::vector<std::pair<std::string, std::string>> kernels;  // op name → ISA that provides it
+  std::vector<std::pair<std::string, std::string>> notes;    // measurements made at opening, e.g. the AMX self-test
+  int threads = 1;
+  int64_t memory_limit = 0;  // bytes that this process may use
+};
+
+struct MemoryStats {
+  int64_t bytes = 0;  // held by live buffers
+  int64_t buffers = 0;
+  int64_t cached = 0;  // kept for reuse
+};
+
+// A call whose kernel is resolved. The device owns the kernel; the caller keeps the call and its memory alive.
+struct Step {
+  const Call* call = nullptr;
+  const void* kernel = nullptr;
+};
+
+// Where an execution failed and why.
+struct ExecutionError {
+  Code code = Code::kOk;
+  size_t step = 0;
+  std::string message;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  virtual const DeviceTraits& traits() const = 0;
+  virtual DeviceInfo info() const = 0;
+  virtual MemoryStats memory() const = 0;
+
+  // Fresh memory, contents undefined. Any thread.
+  virtual Status allocate(int64_t bytes, BufferRef& out) = 0;
+
+  // Resolves the call's kernel. Fails where no ISA of this device provides one.
+  virtual Status resolve(const Call& call, Step& step) const = 0;
+
+  // Prepares a thread that will call execute() (permissions that are per thread).
+  virtual void start_thread() const {}
+
+  // Runs the steps in order and returns when they are done; stops at the first one that fails, and between two of them,
+  // with ERR_DISPOSED, once `stop` is set. Called from stream threads, several at a time.
+  virtual bool execute(const Step* steps, size_t count, const std::atomic<bool>& stop, ExecutionError& failure) = 0;
+
+  // Copies between host memory and a buffer's memory; on the calling (stream) thread.
+  virtual void copy_in(unsigned char* device, const void* host, size_t bytes) = 0;
+  virtual void fill_zero(unsigned char* device, size_t bytes) = 0;
+  virtual void copy_out(void* host, const unsigned char* device, size_t bytes) = 0;
+
+  // A defect that was noticed outside an execution (a guard region overwritten). Empty: none. Clears it.
+  virtual std::string take_defect() = 0;
+};
+
+struct DeviceOptions {
+  int threads = 0;  // 0: the physical cores this process may use
+  std::string isa;  // empty: the best supported one
+  bool guard =
+      false;  // guard regions around every buffer, checked when it is released; fresh memory is filled with NaN
+};
+
+// Opens the CPU. Blocking: the AMX self-test alone takes 50 ms. Any thread.
+Status open_cpu_device(const DeviceOptions& options, std::shared_ptr<Device>& out);
+
+// What this build and machine offer, without opening anything.
+std::vector<IsaInfo> list_isas();
+
+}  // namespace lapidary

@@ -1,0 +1,232 @@
+// float_panels.h: panels of f32, f16, bf16 and sfp8. Weights are exact, x and the sums are f32.
+//
+//   y = Σ_i acc_i + …,  acc_i = Σ over k ≡ i mod kChains of fma(x[k], w[k], acc_i) in increasing k
+//
+// The accumulators of an output are as many as one row of x and one panel need to keep up with memory (an fma takes 4
+// cycles, R weights of sfp8 come every 1.5): 4 for sfp8 where registers allow, otherwise 2. They are added as (0 + 1) +
+// (2 + 3), and sfp8's scale per row is applied last. M does not enter, so a row's result does not depend on its
+// neighbours.
+//
+//   x in tiles of H rows, f32: [K][H], zeros past K
+//   tile of sums [kChains][P][H] of R lanes: 24 of 32 registers, 12 of 16
+//
+// Few rows: one panel after the other, each one stream. More: strips.h; panels are read as they are, expanding costs 1
+// … 2 instructions per vector beside H fmas. Operations: 2·M·N·K. Bytes: the panels once per kRowBlock rows.
+#pragma once
+#include "kernels/cpu/matmul/decode.h"
+#include "kernels/cpu/matmul/strips.h"
+
+namespace lapidary {
+namespace {
+namespace matmul_cpu {
+
+template <DType dtype>
+struct FloatFormat {
+  static constexpr DType kDtype = dtype;
+  static constexpr int kBytes = dtype == DType::f32 ? 4 : dtype == DType::sfp8 ? 1 : 2;
+  static constexpr int64_t kHeadBytes = dtype == DType::sfp8 ? 4 * R : 0;
+  static constexpr int kChains = dtype == DType::sfp8 && kRegisters >= 32 ? 4 : 2;
+  static constexpr int kTileRows = (kRegisters >= 32 ? 12 : 6) / kChains;
+  // Panels of a decode strip: 16-row panels are one stream, narrower ones need two to hide the fma's latency.
+  static constexpr int kDecodePanels = R >= 16 ? 1 : 2;
+
+  // The weights of columns k … k + 3, k a multiple of 4. `weights` points behind the head.
+  LAPIDARY_INLINE void load4(const unsigned char* weights, int64_t k, F32 (&w)[4]) {
+    const unsigned char* p = weights + k * R * kBytes;
+    if constexpr (dtype == DType::sfp8) {
+      sfp8_to_f32(load_bytes(p), w);
+    } else if constexpr (dtype == DType::bf16) {
+      for (int pair = 0; pair < 2; ++pair) {
+        const Bytes both = load_bytes(p + pair * kLine);
+        w[2 * pair] = bf16_even(both);
+        w[2 * pair + 1] = bf16_odd(both);
+      }
+    } else {
+      for (int i = 0; i < 4; ++i) {
+        w[i] = dtype == DType::f16 ? load_f16(reinterpret_cast<const uint16_t*>(p) + i * R)
+                                   : load(reinterpret_cast<const float*>(p) + i * R);
+      }
+    }
+  }
+};
+
+// x as tiles of f32.
+struct FloatTiles {
+  Tiling tiling;
+  int64_t columns;  // as stored in the panels
+  float* data;
+
+  LAPIDARY_MEMBER_INLINE int64_t bytes() const { return tiling.rows * columns * 4; }
+  LAPIDARY_MEMBER_INLINE float* tile(int64_t index) const { return data + tiling.first_row(index) * columns; }
+};
+
+// This thread's share of widening and transposing x.
+static void widen(const TensorView& x, const FloatTiles& to, int thread, int threads) {
+  static constexpr int64_t kPieceColumns = 512;
+  const int64_t columns = x.dims[x.rank - 1];
+  const int64_t pieces_per_tile = (to.columns + kPieceColumns - 1) / kPieceColumns;
+  const int64_t pieces = to.tiling.tiles * pieces_per_tile;
+  for (int64_t piece = pieces * thread / threads; piece < pieces * (thread + 1) / threads; ++piece) {
+    const int64_t tile = piece / pieces_per_tile;
+    const int height = to.tiling.rows_of(tile);
+    const int64_t begin = piece % pieces_per_tile * kPieceColumns;
+    const int64_t end = begin + kPieceColumns < to.columns ? begin + kPieceColumns : to.columns;
+    for (int h = 0; h < height; ++h) {
+      const int64_t offset = row_offset(x, to.tiling.first_row(tile) + h);
+      float* column_to = to.tile(tile) + begin * height + h;
+      for (int64_t column = begin; column < end; column += kLanes) {
+        const F32 values = load_x(x, offset, column, columns);
+        if (height == 1) {
+          store(column_to, values);
+          column_to += kLanes;
+          continue;
+        }
+        float lanes[kLanes];
+        store(lanes, values);
+        for (int i = 0; i < kLanes; ++i, column_to += height) *column_to = lanes[i];
+      }
+    }
+  }
+}
+
+// Adds `columns` columns (a multiple of 32) of P panels to sums[chain][p][h][R], or starts them at 0. `weights` and `x`
+// point at the first column.
+template <class Format, int P, int H>
+static void float_tile(const unsigned char* weights, int64_t panel_stride, const float* x, int64_t columns, bool start,
+                       float* out) {
+  constexpr int kChains = Format::kChains;
+  F32 sums[kChains][P][H];
+  for (int c = 0; c < kChains; ++c) {
+    for (int p = 0; p < P; ++p) {
+      for (int h = 0; h < H; ++h) sums[c][p][h] = start ? zero() : load(out + ((c * P + p) * H + h) * R);
+    }
+  }
+  for (int64_t k = 0; k < columns; k += 4, x += 4 * H) {
+    constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
+    if (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0) {
+      for (int p = 0; p < P; ++p) {
+        for (int64_t line = 0; line < kStepBytes; line += 64) {
+          __builtin_prefetch(weights + p * panel_stride + k * R * Format::kBytes + kPrefetchBytes + line, 0, 3);
+        }
+      }
+    }
+    F32 w[P][4];
+    for (int p = 0; p < P; ++p) Format::load4(weights + p * panel_stride, k, w[p]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      for (int h = 0; h < H; ++h) {
+        const F32 value = set1(x[i * H + h]);
+        for (int p = 0; p < P; ++p) sums[i % kChains][p][h] = fma(value, w[p][i], sums[i % kChains][p][h]);
+      }
+    }
+  }
+  for (int c = 0; c < kChains; ++c) {
+    for (int p = 0; p < P; ++p) {
+      for (int h = 0; h < H; ++h) store(out + ((c * P + p) * H + h) * R, sums[c][p][h]);
+    }
+  }
+}
+
+// Joins the accumulators of `panels` panels of a tile into the first [panels][height][R] and applies sfp8's scales.
+template <class Format>
+static void join_chains(const unsigned char* panel, int64_t panel_stride, int panels, int height, float* sums) {
+  const int64_t chain = int64_t(panels) * height * R;
+  for (int p = 0; p < panels; ++p) {
+    F32 scale = zero();
+    if constexpr (Format::kDtype == DType::sfp8) scale = load(reinterpret_cast<const float*>(panel + p * panel_stride));
+    for (int h = 0; h < height; ++h) {
+      float* at = sums + (p * height + h) * R;
+      F32 sum = add(load(at), load(at + chain));
+      if constexpr (Format::kChains == 4) sum = add(sum, add(load(at + 2 * chain), load(at + 3 * chain)));
+      if constexpr (Format::kDtype == DType::sfp8) sum = mul(sum, scale);
+      store(at, sum);
+    }
+  }
+}
+
+template <class Format, int P>
+LAPIDARY_INLINE void float_tile_of(int height, const unsigned char* weights, int64_t panel_stride, const float* x,
+                                   int64_t columns, bool start, float* out) {
+  constexpr int kRows = Format::kTileRows;
+  switch (height) {
+    case 1: return float_tile<Format, P, 1>(weights, panel_stride, x, columns, start, out);
+    case 2: return float_tile<Format, P, 2>(weights, panel_stride, x, columns, start, out);
+    case 3: return float_tile<Format, P, 3>(weights, panel_stride, x, columns, start, out);
+    case 4: return float_tile < Format, P, kRows >= 4 ? 4 : 1 > (weights, panel_stride, x, columns, start, out);
+    case 5: return float_tile < Format, P, kRows >= 5 ? 5 : 1 > (weights, panel_stride, x, columns, start, out);
+    default: return float_tile < Format, P, kRows >= 6 ? 6 : 1 > (weights, panel_stride, x, columns, start, out);
+  }
+}
+
+// Panels [begin, end) against the only tile.
+template <class Format>
+static void decode_float_panels(const TensorView& w, const FloatTiles& x, const Output& out, int64_t begin,
+                                int64_t end) {
+  constexpr int P = Format::kDecodePanels;
+  const int64_t stride = panel_bytes(w);
+  const int height = x.tiling.height;
+  alignas(64) float sums[2 * Format::kChains * Format::kTileRows * R];
+  alignas(64) float pair[2 * Format::kTileRows * R];  // a gate panel waits for its up panel
+  for (int64_t panel = begin; panel < end; panel += 2) {
+    const int count = end - panel < 2 ? 1 : 2;
+    for (int p = 0; p < count;) {
+      const unsigned char* first = w.data + (panel + p) * stride;
+      const int together = P == 2 && count == 2 ? 2 : 1;
+      if (P == 2 && together == 2) {
+        float_tile_of<Format, P>(height, first + Format::kHeadBytes, stride, x.data, x.columns, true, sums);
+      } else {
+        float_tile_of<Format, 1>(height, first + Format::kHeadBytes, stride, x.data, x.columns, true, sums);
+      }
+      join_chains<Format>(first, stride, together, height, sums);
+      memcpy(pair + p * height * R, sums, size_t(together) * height * R * sizeof(float));
+      p += together;
+    }
+    finish_tile(out, panel, count, 0, height, pair);
+  }
+}
+
+template <class Format>
+struct FloatStrips {
+  static constexpr int kSums = Format::kChains;
+  // L2 (1 MiB and more): 192 rows × 512 columns of f32 take 384 KiB.
+  static constexpr int64_t kRowBlock = 192;
+  // L1 (32 KiB and more): 512 columns of two panels are 32 KiB of bf16; a tile of x 12 KiB.
+  static constexpr int64_t kBlockGroups = 16;
+
+  const TensorView& w;
+  const FloatTiles& x;
+  const Tiling& tiling;
+  const int64_t groups, panels, panel_stride;
+  const ColumnBlocks blocks;
+  const unsigned char* strip;
+  bool lone;
+
+  LAPIDARY_MEMBER_INLINE FloatStrips(const TensorView& w, const FloatTiles& x)
+      : w(w),
+        x(x),
+        tiling(x.tiling),
+        groups(x.columns / kGroup),
+        panels(panel_count(w)),
+        panel_stride(panel_bytes(w)),
+        blocks(column_blocks(x.columns / kGroup, kBlockGroups, 1)),
+        strip(nullptr),
+        lone(false) {}
+
+  LAPIDARY_MEMBER_INLINE void prepare(int64_t panel, int present, int64_t group, int64_t) {
+    strip = w.data + panel * panel_stride + Format::kHeadBytes + group * kGroup * R * Format::kBytes;
+    lone = present < kStripPanels;  // the last panel then stands for both; nobody reads the second's outputs
+  }
+
+  LAPIDARY_MEMBER_INLINE void multiply(int64_t tile, int height, int64_t group, int64_t count, float* sums) {
+    float_tile_of<Format, kStripPanels>(height, strip, lone ? 0 : panel_stride, x.tile(tile) + group * kGroup * height,
+                                        count * kGroup, group == 0, sums);
+  }
+
+  LAPIDARY_MEMBER_INLINE void finish(int64_t panel, int, int64_t, int height, float* sums) {
+    join_chains<Format>(w.data + panel * panel_stride, lone ? 0 : panel_stride, kStripPanels, height, sums);
+  }
+};
+
+}  // namespace matmul_cpu
+}  // namespace
+}  // namespace lapidary

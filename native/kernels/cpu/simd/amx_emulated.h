@@ -1,0 +1,5 @@
+// simd/amx_emulated.h: AVX-512 with BF16, and tiles by emulation: the AMX kernels on machines without AMX, for tests.
+#pragma once
+#include "kernels/cpu/simd/avx512_bf16.h"
+#include "kernels/cpu/simd/bf16_pairs.h"
+#include "kernels/cpu/simd/tiles_emulated.h"

@@ -1,0 +1,97 @@
+#!/usr/bin/env node
+// Builds lapidary.node with cmake-js. Run by `npm run build:native`, `npx lapidary build`, binding.gyp's action and, through
+// scripts/node-gyp-shim.cjs, prebuildify: of the arguments that those pass for node-gyp only --arch matters.
+//
+//   node scripts/build-native.cjs [--arch=arm64] [--tests] [--sanitize=address,undefined|thread]
+//
+// LAPIDARY_BUILD_ROOT  the folder whose build/Release gets the addon; default: the package. With LAPIDARY_PREBUILD set to the
+//                      same folder the library loads it from there.
+// LAPIDARY_BUILD_JOBS  compilers at a time; default: the processors there are.
+// LAPIDARY_BUILD_ISAS  instruction sets to compile, separated by commas; default: all of native/kernels/cpu/isa.def.
+// LAPIDARY_COPY_TO     a folder that gets a copy of the addon.
+'use strict'
+const { spawnSync } = require('node:child_process')
+const { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs')
+const os = require('node:os')
+const path = require('node:path')
+
+const packageRoot = path.resolve(__dirname, '..')
+const toolchains = { arm64: 'aarch64-linux-gnu' }
+
+function option(name) {
+  const prefix = `--${name}=`
+  return process.argv.find((argument) => argument.startsWith(prefix))?.slice(prefix.length)
+}
+
+function fail(message) {
+  console.error(message)
+  process.exit(1)
+}
+
+const arch = option('arch') ?? process.arch
+const crosses = arch !== process.arch
+if (crosses && !toolchains[arch]) fail(`no toolchain file for ${arch} in native/cmake`)
+
+let cmakeJs
+try {
+  cmakeJs = require.resolve('cmake-js/bin/cmake-js')
+} catch {
+  fail('cmake-js is not installed: in a checkout run `npm install`, elsewhere `npx lapidary build`')
+}
+
+const root = path.resolve(process.env.LAPIDARY_BUILD_ROOT ?? packageRoot)
+const sanitize = option('sanitize')
+const variant = ['cmake', crosses && arch, sanitize?.replaceAll(',', '-')].filter(Boolean).join('-')
+const folder = path.join(root, 'build', variant)
+
+const variables = {
+  LAPIDARY_OUTPUT_DIRECTORY: path.join(root, 'build', 'Release'),
+  LAPIDARY_SANITIZE: sanitize,
+  LAPIDARY_ISAS: process.env.LAPIDARY_BUILD_ISAS?.replaceAll(',', ';') || 'all',
+  CMAKE_TOOLCHAIN_FILE: crosses && path.join(packageRoot, 'native', 'cmake', `${toolchains[arch]}.cmake`),
+}
+
+// `configure` takes two seconds, so it runs only where the options changed; cmake itself notices changed lists.
+const stampFile = path.join(folder, 'lapidary-options.json')
+const stamp = JSON.stringify(variables)
+const configured =
+  existsSync(path.join(folder, 'CMakeCache.txt')) && existsSync(stampFile) && readFileSync(stampFile, 'utf8') === stamp
+
+function cmake(command, ...extra) {
+  const args = [
+    cmakeJs,
+    command,
+    '--log-level=warn',
+    `--directory=${path.join(packageRoot, 'native')}`,
+    `--out=${folder}`,
+    `--parallel=${process.env.LAPIDARY_BUILD_JOBS ?? os.availableParallelism()}`,
+    ...Object.entries(variables)
+      .filter(([, value]) => value)
+      .map(([name, value]) => `--CD${name}=${value}`),
+    ...extra,
+  ]
+  // MAKEFLAGS: node-gyp runs this under make, whose job server cmake's own make would wait for.
+  const env = { ...process.env, MAKEFLAGS: '' }
+  const lock = path.join(root, 'build', `${variant}.lock`)
+  // Two builds of one folder at once (an editor's and a test's) would corrupt it; where util-linux is, they queue.
+  const queued = process.platform === 'linux' ? ['flock', lock, process.execPath, ...args] : [process.execPath, ...args]
+  let result = spawnSync(queued[0], queued.slice(1), { stdio: 'inherit', env })
+  if (result.error?.code === 'ENOENT') result = spawnSync(process.execPath, args, { stdio: 'inherit', env })
+  if (result.error) fail(result.error.message)
+  if (result.status !== 0) process.exit(result.status ?? 1)
+}
+
+mkdirSync(folder, { recursive: true })
+if (!configured) {
+  cmake('configure')
+  writeFileSync(stampFile, stamp)
+}
+cmake('build')
+if (process.argv.includes('--tests')) cmake('build', '--target=native_tests')
+if (process.env.LAPIDARY_COPY_TO) {
+  mkdirSync(process.env.LAPIDARY_COPY_TO, { recursive: true })
+  copyFileSync(
+    path.join(variables.LAPIDARY_OUTPUT_DIRECTORY, 'lapidary.node'),
+    path.join(process.env.LAPIDARY_COPY_TO, 'lapidary.node'),
+  )
+}

@@ -1,0 +1,100 @@
+// Imports point down only: reads every #include and import of native/ and lib/ and fails on one that the table of rooms
+// (docs/architecture.md) does not allow.
+import { readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { packageRoot } from './native-variants.mjs'
+
+// Room → rooms it may use besides itself. A file belongs to the longest room that is a prefix of its path.
+const nativeRooms = {
+  'native/core': [],
+  'native/ops': ['native/core'],
+  'native/kernels/cpu': ['native/core', 'native/ops'],
+  'native/kernels/cuda': ['native/core', 'native/ops'],
+  'native/backends': ['native/core', 'native/ops', 'native/kernels/cpu'],
+  'native/runtime': ['native/core', 'native/ops', 'native/backends'],
+  'native/bridge': ['native/core', 'native/ops', 'native/backends', 'native/runtime'],
+  'native/cmake': [],
+}
+// Of the kernels' room only the interface is for others, and the AMX tiles for the self-test at opening.
+const kernelInterface = /^native\/kernels\/cpu\/(kernel\.h|isa\.def|simd\/tiles_amx\.h)$/
+
+// `lib` alone is the top files. index.ts is the package's face and re-exports from every room.
+const libRooms = {
+  lib: [],
+  'lib/ops': ['lib'],
+  'lib/checkpoint': ['lib'],
+  'lib/tokenizer': ['lib/errors.ts'],
+  'lib/models': ['lib', 'lib/ops', 'lib/checkpoint'],
+  'lib/engine': ['lib', 'lib/ops', 'lib/models', 'lib/tokenizer'],
+  'lib/server': ['lib', 'lib/engine'],
+  'lib/cli': ['lib', 'lib/checkpoint', 'lib/engine', 'lib/server'],
+}
+const faces = new Set(['lib/index.ts'])
+
+const problems = []
+let files = 0
+
+function sources(folder, extensions) {
+  return readdirSync(path.join(packageRoot, folder), { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile() && extensions.includes(path.extname(entry.name)))
+    .map((entry) => path.relative(packageRoot, path.join(entry.parentPath ?? entry.path, entry.name)))
+}
+
+function roomOf(file, rooms) {
+  return Object.keys(rooms)
+    .filter((room) => file.startsWith(`${room}/`))
+    .sort((a, b) => b.length - a.length)[0]
+}
+
+function check(file, line, target, rooms) {
+  const from = roomOf(file, rooms)
+  const to = roomOf(target, rooms)
+  const report = (text) => problems.push(`${file}:${line}: ${text}`)
+  if (!from) return report('is in no room of scripts/check-layers.mjs')
+  if (!to) return report(`includes ${target}, which is in no room`)
+  if (from !== to && !faces.has(file) && !rooms[from].includes(to) && !rooms[from].includes(target)) {
+    report(`${from} may not use ${to} (${target})`)
+  }
+  if (from !== to && to === 'native/kernels/cpu' && !kernelInterface.test(target)) {
+    report(`${target} is not part of the kernels' interface (kernel.h, isa.def)`)
+  }
+}
+
+for (const file of sources('native', ['.h', '.cc', '.def', '.cu', '.cuh'])) {
+  files += 1
+  readFileSync(path.join(packageRoot, file), 'utf8')
+    .split('\n')
+    .forEach((text, index) => {
+      const [, quote, included] = /^\s*#\s*include\s*([<"])([^">]+)[">]/.exec(text) ?? []
+      if (!included) return
+      if (/^(napi|node_api|node|v8|uv)\.h$/.test(included)) {
+        if (!file.startsWith('native/bridge/'))
+          problems.push(`${file}:${index + 1}: only native/bridge includes ${included}`)
+      } else if (quote === '"') {
+        // From the include root native/, or, without a slash, from the file's own folder.
+        const target = included.includes('/')
+          ? `native/${included}`
+          : path.posix.join(path.posix.dirname(file), included)
+        check(file, index + 1, target, nativeRooms)
+      }
+    })
+}
+
+for (const file of sources('lib', ['.ts'])) {
+  files += 1
+  readFileSync(path.join(packageRoot, file), 'utf8')
+    .split('\n')
+    .forEach((text, index) => {
+      const specifier = /(?:\bfrom|^\s*import|\bimport\()\s*['"]([^'"]+)['"]/.exec(text)?.[1]
+      if (/node-gyp-build['"]|require\([^)]*\.node['"]/.test(text) && file !== 'lib/native.ts') {
+        problems.push(`${file}:${index + 1}: only lib/native.ts loads the addon`)
+      }
+      if (specifier?.startsWith('.')) {
+        check(file, index + 1, path.posix.join(path.posix.dirname(file), specifier), libRooms)
+      }
+    })
+}
+
+for (const problem of problems) console.error(problem)
+console.log(`layers: ${files} files, ${problems.length} problems`)
+if (problems.length > 0) process.exit(1)

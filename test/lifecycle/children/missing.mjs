@@ -1,0 +1,8 @@
+// Imports a copy of the package that has no addon. argv[2]: its dist/.
+import { pathToFileURL } from 'node:url'
+
+try {
+  await import(pathToFileURL(`${process.argv[2]}/index.js`).href)
+} catch (error) {
+  console.log(error.name, error.code, error.message)
+}

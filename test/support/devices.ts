@@ -1,0 +1,106 @@
+/**
+ * The devices of this machine, as tests visit them: one per instruction set and thread count, opened when first asked for and closed
+ * when the test file is done. All are opened with guard regions: fresh memory holds NaN, and a write outside a buffer is an error.
+ */
+
+import { afterAll } from 'vitest'
+import { Device, type Isa, Tensor } from '../../lib/index.ts'
+import { decode, type HostTensor } from './host-tensor.ts'
+import { isPlain } from './numbers.ts'
+
+const probe = await Device.open('cpu', { threads: 1 })
+const { isas: all, isa: best } = probe.info()
+probe.dispose()
+
+/** LAPIDARY_ISA=avx2 (or avx2,avx512) restricts every suite to these instruction sets. */
+const asked = process.env.LAPIDARY_ISA?.split(',') as Isa[] | undefined
+for (const name of asked ?? []) {
+  if (!all.some((isa) => isa.name === name)) {
+    throw new Error(`LAPIDARY_ISA: ${name} is not one of ${all.map((isa) => isa.name).join(', ')}`)
+  }
+}
+
+/** Compiled into this build: those of another processor architecture are not of interest. */
+const ofThisBuild = all.filter((isa) => isa.compiled)
+
+/** What this machine and build can run, in overlay order. */
+export const supportedIsas = ofThisBuild.filter((isa) => isa.supported).map((isa) => isa.name as Isa)
+
+/** What the tests run on: all of them, or those of LAPIDARY_ISA. */
+export const presentIsas: readonly Isa[] = supportedIsas.filter((isa) => asked?.includes(isa) ?? true)
+
+/** The one for tests that are not about kernels: what Device.open() takes by itself. */
+export const bestIsa: Isa = presentIsas.find((isa) => isa === best) ?? presentIsas.at(-1) ?? 'scalar'
+
+/** What they leave out, and why. */
+export const missingIsas: readonly { readonly name: string; readonly reason: string }[] = ofThisBuild
+  .filter((isa) => !presentIsas.some((present) => present === isa.name))
+  .map(({ name, supported, reason }) => ({
+    name,
+    reason: supported ? 'not in LAPIDARY_ISA' : (reason ?? 'not supported here'),
+  }))
+
+const open = new Map<string, Promise<Device>>()
+
+export function openDevice(isa: Isa, threads = 2): Promise<Device> {
+  const key = `${isa} ${threads}`
+  let device = open.get(key)
+  if (!device) {
+    device = Device.open('cpu', { isa, threads, guard: true })
+    open.set(key, device)
+  }
+  return device
+}
+
+afterAll(async () => {
+  const devices = await Promise.all(open.values())
+  open.clear()
+  for (const device of devices) device.dispose()
+})
+
+/**
+ * Calls `body` with a device of each instruction set in turn, inside a test:
+ *
+ *     test('a permuted batch gives a permuted result', () => forEachIsa(async (device) => { … }))
+ */
+export async function forEachIsa(body: (device: Device, isa: Isa) => unknown, { threads = 2 } = {}): Promise<void> {
+  for (const isa of presentIsas) {
+    const device = await openDevice(isa, threads)
+    try {
+      await body(device, isa)
+      // Surfaces errors and guard violations of work that nobody read.
+      await device.stream.synchronize()
+    } catch (error) {
+      await device.stream.synchronize().catch(() => {})
+      if (error instanceof Error) error.message = `${isa}: ${error.message}`
+      throw error
+    }
+  }
+}
+
+/** The device that tests of everything but kernels use: the best instruction set, two threads, guards. */
+export function anyDevice(): Promise<Device> {
+  return openDevice(bestIsa)
+}
+
+export function upload(device: Device, host: HostTensor): Tensor {
+  return Tensor.from(device, host.data, host.shape, host.dtype)
+}
+
+export interface Downloaded {
+  readonly bytes: Uint8Array
+  /** Elements of plain dtypes; the bytes of other formats and of packed layouts. */
+  readonly values: Float64Array
+}
+
+export async function download(tensor: Tensor): Promise<Downloaded> {
+  const data = await tensor.read()
+  const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
+  const plain = tensor.layout === 'strided' && isPlain(tensor.dtype)
+  return { bytes, values: plain ? decode(tensor.dtype, data) : Float64Array.from(bytes) }
+}
+
+/** The elements of a tensor as numbers. */
+export async function valuesOf(tensor: Tensor): Promise<Float64Array> {
+  return (await download(tensor)).values
+}

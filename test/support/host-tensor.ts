@@ -1,0 +1,68 @@
+/** A tensor on the test's side: the bytes that go to the device, and the exact numbers that they mean. */
+
+import { fromBits, isPlain, type PlainDType, represent, toBits } from './numbers.ts'
+
+export type HostData = Float32Array | Int32Array | Int8Array | Uint8Array | Uint16Array
+
+/** Every dtype that a test can upload: plain ones, and block formats as raw bytes. */
+export type HostDType = PlainDType | 'q4_0' | 'q4_1' | 'q5_0' | 'q8_0' | 'q4_k' | 'q5_k' | 'q6_k' | 'sfp8'
+
+export interface HostTensor {
+  readonly dtype: HostDType
+  readonly shape: readonly number[]
+  /** As the device stores it: f16 and bf16 as 16-bit patterns, block formats as bytes. */
+  readonly data: HostData
+  /** The value of every element, after rounding to the dtype: what references compute with. */
+  readonly values: Float64Array
+}
+
+export function elementCount(shape: readonly number[]): number {
+  return shape.reduce((product, dim) => product * dim, 1)
+}
+
+/** Rounds `values` to `dtype`. */
+export function hostTensor(dtype: PlainDType, shape: readonly number[], values: ArrayLike<number>): HostTensor {
+  const count = elementCount(shape)
+  if (values.length !== count) throw new Error(`${values.length} values for shape [${shape}]`)
+  const exact = Float64Array.from(values, (value) => represent(dtype, value))
+  return { dtype, shape: [...shape], data: encode(dtype, exact), values: exact }
+}
+
+/** A tensor of a format whose bytes and values the test has made itself. */
+export function rawTensor(
+  dtype: HostDType,
+  shape: readonly number[],
+  data: HostData,
+  values: Float64Array,
+): HostTensor {
+  return { dtype, shape: [...shape], data, values }
+}
+
+/** A copy with one element replaced by the representable number nearest to `value`. */
+export function withElement(tensor: HostTensor, index: number, value: number): HostTensor {
+  if (!isPlain(tensor.dtype)) throw new Error(`withElement: ${tensor.dtype} elements share their scales`)
+  const values = tensor.values.slice()
+  values[index] = value
+  return hostTensor(tensor.dtype, tensor.shape, values)
+}
+
+export function encode(dtype: PlainDType, values: ArrayLike<number>): HostData {
+  switch (dtype) {
+    case 'f32':
+      return Float32Array.from(values)
+    case 'i32':
+      return Int32Array.from(values)
+    case 'i8':
+      return Int8Array.from(values)
+    case 'u8':
+      return Uint8Array.from(values)
+    default:
+      return Uint16Array.from(values, (value) => toBits(dtype, value))
+  }
+}
+
+/** The numbers that device data of a plain dtype mean; other formats give their bytes. */
+export function decode(dtype: string, data: ArrayLike<number>): Float64Array {
+  if (dtype === 'f16' || dtype === 'bf16') return Float64Array.from(data, (bits) => fromBits(dtype, bits))
+  return Float64Array.from(data)
+}

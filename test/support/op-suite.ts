@@ -1,0 +1,197 @@
+/**
+ * One driver for the tests of every op: cases are data, and each runs on every instruction set present.
+ *
+ * A case passes when the result has the same bits with one thread and with two, is within the reference's computed bounds, came
+ * from the kernel it should come from, and left the guard regions around all buffers untouched. Per float input there is a negative
+ * control: changing one element must make the comparison fail.
+ */
+
+import { afterAll, describe, expect, test } from 'vitest'
+import type { Device, Tensor } from '../../lib/index.ts'
+import { bitDifference, type Expected, mismatch } from './compare.ts'
+import {
+  bestIsa,
+  type Downloaded,
+  download,
+  missingIsas,
+  openDevice,
+  presentIsas,
+  supportedIsas,
+  upload,
+} from './devices.ts'
+import { type HostTensor, withElement } from './host-tensor.ts'
+import { expectedKernel } from './kernels.ts'
+import { isFloat } from './numbers.ts'
+import { Random } from './random.ts'
+
+type Inputs = Readonly<Record<string, HostTensor | undefined>>
+type OnDevice<I> = { readonly [K in keyof I]: I[K] extends HostTensor ? Tensor : Tensor | undefined }
+
+export interface OpSuite<C extends { readonly name: string }, I extends Inputs> {
+  /** Native names of the ops that `run` calls: the driver asserts which instruction set's kernel each of them is. */
+  readonly ops: readonly string[]
+  readonly cases: readonly C[]
+  /** The case's inputs; `random` is seeded by the names of suite and case. */
+  readonly inputs: (c: C, random: Random) => I
+  /** Runs the op. Returns its outputs; inputs that the op writes into may be returned too. */
+  readonly run: (c: C, tensors: OnDevice<I>, device: Device) => Tensor | readonly Tensor[]
+  /** What each tensor that `run` returns must be. Naive loops in double precision, from the formula. */
+  readonly reference: (c: C, inputs: I) => readonly Expected[]
+  /**
+   * The case for the negative control; by default the first one that has float inputs. Name inputs that it does not depend on
+   * in `insensitive`.
+   */
+  readonly control?: { readonly case?: string; readonly insensitive?: readonly (keyof I)[] }
+}
+
+const fast = process.env.LAPIDARY_TEST_FAST === '1'
+/** How many elements of an input the negative control tries: some may lie where the op rightly does not look. */
+const kControlAttempts = 24
+
+export function opSuite<C extends { readonly name: string }, I extends Inputs>(
+  name: string,
+  suite: OpSuite<C, I>,
+): void {
+  const duplicate = suite.cases.find((c, i) => suite.cases.findIndex((other) => other.name === c.name) !== i)
+  if (duplicate) throw new Error(`${name}: two cases are named ${duplicate.name}`)
+  const cases = fast ? suite.cases.filter((_, i) => i % 4 === 0) : suite.cases
+
+  describe(name, () => {
+    // Tests run in order, all instruction sets of a case in a row: holding one case holds its reference for all of them.
+    let held: { c: C; inputs: I; expected: readonly Expected[] } | undefined
+    const prepare = (c: C) => {
+      if (held?.c !== c) {
+        const inputs = suite.inputs(c, Random.named(`${name}/${c.name}`))
+        held = { c, inputs, expected: suite.reference(c, inputs) }
+      }
+      return held
+    }
+    afterAll(() => {
+      held = undefined
+    })
+
+    for (const c of cases) {
+      for (const isa of presentIsas) {
+        test(`${c.name} · ${isa}`, async () => {
+          const { inputs, expected } = prepare(c)
+          const one = await runOn(await openDevice(isa, 1), suite, c, inputs)
+          const two = await runOn(await openDevice(isa, 2), suite, c, inputs)
+          expect(one.length, 'outputs').toBe(expected.length)
+          for (const [i, result] of one.entries()) {
+            const where = one.length > 1 ? `output ${i}: ` : ''
+            const wrong = mismatch(result.values, expected[i]!, result.bytes)
+            if (wrong) expect.fail(`${where}${wrong}`)
+            const difference = bitDifference(two[i]!.bytes, result.bytes)
+            if (difference) expect.fail(`${where}two threads and one give different bits: ${difference}`)
+          }
+        })
+      }
+    }
+
+    for (const isa of presentIsas) {
+      test(`runs the kernels of ${isa}`, async () => {
+        const device = await openDevice(isa, 2)
+        expect(device.info().isa).toBe(isa)
+        const { kernels } = device.info()
+        for (const op of suite.ops) expect(kernels[op], `kernel of ${op}`).toBe(expectedKernel(op, isa, supportedIsas))
+      })
+    }
+
+    test('negative control: a changed input element is noticed', async () => {
+      const c = controlCase(name, suite, cases)
+      const { inputs, expected } = prepare(c)
+      const random = Random.named(`${name}/control`)
+      const device = await openDevice(bestIsa)
+      expect(await fails(device, suite, c, inputs, expected), `case "${c.name}" unchanged`).toBe(false)
+      for (const key of sensitiveInputs(suite, inputs)) {
+        const noticed = await controlNotices(device, suite, c, inputs, key, expected, random)
+        expect(noticed, `case "${c.name}": a change of ${key} goes unnoticed`).toBe(true)
+      }
+    })
+
+    for (const { name: isa, reason } of missingIsas) test.skip(`${cases.length} cases on ${isa}: ${reason}`)
+    if (fast)
+      test.skip(`LAPIDARY_TEST_FAST leaves out ${suite.cases.length - cases.length} of ${suite.cases.length} cases`)
+  })
+}
+
+async function runOn<C extends { readonly name: string }, I extends Inputs>(
+  device: Device,
+  suite: OpSuite<C, I>,
+  c: C,
+  inputs: I,
+): Promise<Downloaded[]> {
+  const tensors: Record<string, Tensor | undefined> = {}
+  for (const [key, host] of Object.entries(inputs)) tensors[key] = host && upload(device, host)
+  const made = new Set<Tensor>(Object.values(tensors).filter((tensor) => tensor !== undefined))
+  try {
+    const result = suite.run(c, tensors as OnDevice<I>, device)
+    const outputs = Array.isArray(result) ? (result as readonly Tensor[]) : [result as Tensor]
+    for (const output of outputs) made.add(output)
+    return await Promise.all(outputs.map(download))
+  } finally {
+    for (const tensor of made) tensor.dispose()
+    // Reports guard regions that were overwritten, and errors of calls whose outputs nobody read.
+    await device.stream.synchronize()
+  }
+}
+
+function sensitiveInputs<C extends { readonly name: string }, I extends Inputs>(
+  suite: OpSuite<C, I>,
+  inputs: I,
+): string[] {
+  return Object.keys(inputs).filter((key) => {
+    const host = inputs[key]
+    return (
+      host !== undefined && isFloat(host.dtype) && host.values.length > 0 && !suite.control?.insensitive?.includes(key)
+    )
+  })
+}
+
+function controlCase<C extends { readonly name: string }, I extends Inputs>(
+  name: string,
+  suite: OpSuite<C, I>,
+  cases: readonly C[],
+): C {
+  const named = suite.control?.case
+  const found = named
+    ? suite.cases.find((c) => c.name === named)
+    : cases.find((c) => sensitiveInputs(suite, suite.inputs(c, Random.named(`${name}/${c.name}`))).length > 0)
+  if (!found)
+    throw new Error(`${name}: no case ${named ? `"${named}"` : 'with a float input'} for the negative control`)
+  return found
+}
+
+async function controlNotices<C extends { readonly name: string }, I extends Inputs>(
+  device: Device,
+  suite: OpSuite<C, I>,
+  c: C,
+  inputs: I,
+  key: string,
+  expected: readonly Expected[],
+  random: Random,
+): Promise<boolean> {
+  const host = inputs[key]!
+  const largest = host.values.reduce(
+    (most, value) => (Number.isFinite(value) ? Math.max(most, Math.abs(value)) : most),
+    0,
+  )
+  for (let attempt = 0; attempt < kControlAttempts; attempt++) {
+    const index = random.integer(0, host.values.length)
+    // Larger than every other element, of the sign that the activation functions let through.
+    const changed = withElement(host, index, 4 * largest + 1)
+    if (await fails(device, suite, c, { ...inputs, [key]: changed }, expected)) return true
+  }
+  return false
+}
+
+async function fails<C extends { readonly name: string }, I extends Inputs>(
+  device: Device,
+  suite: OpSuite<C, I>,
+  c: C,
+  inputs: I,
+  expected: readonly Expected[],
+): Promise<boolean> {
+  const outputs = await runOn(device, suite, c, inputs)
+  return outputs.some((output, i) => mismatch(output.values, expected[i]!, output.bytes) !== undefined)
+}
