@@ -34,23 +34,23 @@
 // headDim is a multiple of 8 from 8 to 512; queryHeads a multiple of kvHeads. q, k and v may be views with free outer
 // strides, their last dimension contiguous; the rest is contiguous. Rows that see no key are zeros, as are all rows
 // where there are no keys. Keys outside a row's interval never enter it, whatever they hold, with one exception: a NaN
-// or infinity in v at a key that another row of the same sequence sees may make the row NaN. Keys that no row sees are
-// not read.
+// or infinity in v, or in a scale, between the first and the last key that queries of the same sequence see may make
+// the row NaN. Keys before and after those are not read.
 //
-// Accuracy. Sums are f32; so are softmax weights. Kernels of two kinds:
-//   f32   (every ISA; and always where k and v are f32 or f16) k and v widened to f32, or for i8 byte · scale rounded
-//   to f32;
-//         products fused into sums; weights f32 with an error of 2 ulp.
-//   bf16  (avx512_bf16 and amx, where k and v are bf16 or i8) q rounded to bf16, i8 bytes exact with scales applied to
-//   scores and
-//         weights; products exact in f32; weights relative to the largest within 2⁻¹³, then rounded to bf16. Their sum
-//         is of unrounded weights. A soft cap's tanh is within 4.3e-6 relative up to 5.5 and 3.8e-5 absolute beyond.
+// Accuracy. Sums are f32. Bytes of i8 are exact in every product; their scales are applied to scores and weights.
+// Kernels are of two kinds:
+//   f32   every ISA; always where k and v are f32 or f16. q, k and v widened to f32, products fused into sums; the
+//         exponential and tanh within 2 ulp.
+//   bf16  avx512_bf16 and amx, where k and v are bf16 or i8. q rounded to bf16; products exact; weights within 2⁻¹³,
+//         then rounded to bf16, while their sum is of unrounded ones. tanh of a soft cap within 4.3e-6 relative, from
+//         5.5 on 3.8e-5 absolute.
+// Scores of large magnitude lose what their exponents round: a score of 100 has an error of 100 · 2⁻²⁴ in any f32.
 // A result does not depend on the number of threads, nor on the other sequences of the batch.
 //
 // Bad device data is ERR_INDEX_OUT_OF_RANGE: starts that are not monotone or not inside (all rows become zeros); a
-// keyLength that is negative or beyond the plain keys (that sequence); an interval outside [0, keyLength] or reaching
-// before the last tableWidth · pageTokens keys of a ring (that row); a page number outside the cache (rows that see
-// it).
+// keyLength that is negative or beyond the plain keys (the sequence's rows become zeros); an interval outside
+// [0, keyLength] or reaching before the last tableWidth · pageTokens keys of a ring (that row does); a page number
+// outside the cache (rows of that sequence are zeros or lack some keys).
 //
 // Cost: 4 · headDim operations per visible (query, key) pair. Bytes: q and out once, k and v once.
 #pragma once

@@ -318,7 +318,7 @@ export function makeInputs(c: Case, random: Random): Inputs {
     keyLow: c.intervals ? integers(low) : undefined,
     keyHigh: c.intervals ? integers(high) : undefined,
   }
-  // What no row sees is NaN: rows of k and v, or their scales.
+  // What the kernel has no reason to read is NaN: rows of k and v, or their scales.
   const dtype = kvDtypeOf(c)
   const seen = seenRows(c, inputs)
   const rows = () => {
@@ -360,14 +360,16 @@ export function visible(c: Case, inputs: Pick<Inputs, 'keyLow' | 'keyHigh'>, seq
   return { low: c.window ? Math.max(0, position + 1 - c.window) : 0, high: position + 1 }
 }
 
+/** All rows from the first to the last that some query of the sequence sees: between them the contract lets kernels read. */
 function seenRows(c: Case, inputs: Pick<Inputs, 'pageTable' | 'keyStarts' | 'keyLow' | 'keyHigh'>): Set<number> {
   const seen = new Set<number>()
   for (const [s, tokens] of c.queries.entries()) {
-    for (let i = 0; i < tokens; i++) {
-      const { low, high } = visible(c, inputs, s, i)
-      for (let j = low; j < high; j++) {
-        for (let head = 0; head < c.kvHeads; head++) seen.add(rowOf(c, inputs, s, head, j))
-      }
+    const intervals = Array.from({ length: tokens }, (_, i) => visible(c, inputs, s, i)).filter(
+      ({ low, high }) => low < high,
+    )
+    const high = Math.max(...intervals.map((interval) => interval.high))
+    for (let j = Math.min(...intervals.map(({ low }) => low)); j < high; j++) {
+      for (let head = 0; head < c.kvHeads; head++) seen.add(rowOf(c, inputs, s, head, j))
     }
   }
   return seen

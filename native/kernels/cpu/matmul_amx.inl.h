@@ -8,18 +8,18 @@
 //
 // Contract: ops/matmul.h; shapes, dtypes, bias and the GeGLU epilogue are the same on every path. What is computed:
 //
-//   int8 path    bit for bit what the AVX-512 path computes: x rounded to 8 bits per group of 32, sums exact within the
-//   group bf16 path    y = Σ_k bf16(x) · bf16(w): bf16() rounds to nearest even, w is the weight's value computed in
-//   f32 with at most two
-//                roundings (matmul_amx/bf16_panels.h), products are exact. Columns are added 32 at a time from k = 0:
-//                those with even k and those with odd k in two chains, the chains together, that to the sum so far. A
-//                product passes through at most 17 + ⌈K / 32⌉ roundings of 2⁻²⁴. Values and sums below 2⁻¹²⁶ count as
-//                0. Before bias and epilogue:
+//   int8 path    bit for bit what the AVX-512 path computes: x in 8 bits per group of 32, sums exact within it
+//   bf16 path    y = Σ_k bf16(x) · bf16(w)
 //
-//                  |y − Σ x·w| ≤ Σ |x·w| · ((1 + 2⁻⁸)² · (1 + 2⁻²⁴)² · (1 + γ) − 1) + 2⁻¹²⁶ · Σ (|x| + |w| + 2)
-//                  γ = n·2⁻²⁴ / (1 − n·2⁻²⁴),  n = 17 + ⌈K / 32⌉
+// bf16() rounds to nearest even; w is the weight's value computed in f32 with at most two roundings
+// (matmul_amx/bf16_panels.h); products are exact. Columns are added 32 at a time from k = 0: those with even k and
+// those with odd k in two chains, the chains together, that to the sum so far. A product passes through at most 17 + ⌈K
+// / 32⌉ roundings of 2⁻²⁴. Values and sums below 2⁻¹²⁶ count as 0. Before bias and epilogue:
 //
-//                A NaN or infinity in a row of x makes that row's outputs NaN or infinite, and no others.
+//   |y − Σ x·w| ≤ Σ |x·w| · ((1 + 2⁻⁸)² · (1 + 2⁻²⁴)² · (1 + γ) − 1) + 2⁻¹²⁶ · Σ (|x| + |w| + 2)
+//   γ = n·2⁻²⁴ / (1 − n·2⁻²⁴),  n = 17 + ⌈K / 32⌉
+//
+// A NaN or infinity in a row of x makes that row's outputs NaN or infinite, and no others.
 //
 // Bytes (bf16 path): W once per band of 512 rows, x twice, y once. FLOPs: 2·M·N·K. A core multiplies 512 bf16 pairs per
 // cycle.

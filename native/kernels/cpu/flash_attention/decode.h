@@ -229,9 +229,9 @@ struct DecodeRow {
 };
 
 // Softmax of one row of a block: scores to weights, the row's reference and sum, and O where the reference moves. Keys
-// past `count` up to a whole vector get weight 0.
+// past `count`, up to `padded` and then to a whole vector, get weight 0.
 template <class Products>
-static void weigh_row(const Exponents& e, int first_key, int count, const KeyScales* scales, int padded_dim,
+static void weigh_row(const Exponents& e, int first_key, int count, int padded, const KeyScales* scales, int padded_dim,
                       float* scores, DecodeRow& row, float* output) {
   const F32 factor = simd::set1(e.negated ? -e.factor : e.factor), cap_factor = simd::set1(e.cap_factor);
   const I32 before_low = simd::set1_i32(row.seen.begin - 1);

@@ -1,13 +1,11 @@
 // tile_keys.h: a block of keys and values as tiles.
 //
-//   K as A tiles     16 keys × 32 of head_dim, where they lie: a row of a tile is 64 bytes of a row of K, whatever the
-//   rows' stride.
-//                    Copied, and padded with zeros, only where 16 rows are not evenly spaced (the border of a page),
-//                    where some are invisible, where head_dim is no multiple of 32, and where K is i8
-//   Vᵀ as A tiles    [keys / 32][head_dim / 16][16 of head_dim][32 keys] bf16, always made: 32 × 16 elements are
-//   interleaved in pairs
-//                    of keys and transposed as 16 × 16 dwords: 80 shuffles, 0.16 cycles per element, once per block of
-//                    rows
+//   K as A tiles     16 keys × 32 of head_dim, where they lie: a row of a tile is 64 bytes of a row of K
+//   Vᵀ as A tiles    [keys / 32][head_dim / 16][16 of head_dim][32 keys] bf16, always made
+//
+// Keys are copied, and padded with zeros, only where 16 rows are not evenly spaced (the border of a page), where some
+// are invisible, where head_dim is no multiple of 32, and where K is i8. Values are interleaved in pairs of keys and
+// transposed, 16 × 16 dwords at a time: 80 shuffles for 32 × 16 elements, 0.16 cycles each, once per block of rows.
 //
 // Bytes of i8 are exact in bf16; their scales are applied to scores and weights.
 #pragma once

@@ -8,13 +8,13 @@
 //   32 │ tmm2  │ tmm3  │  (pairs of d, made once)       32 │ tmm2  │ tmm3  │  of pairs of keys, where Sᵀ was
 //      └───────┴───────┘                                of d └───────┴───────┘
 //
-//
 // Blocks: up to 512 rows (of all heads of a group) share a block of 512 keys. Per thread at head_dim 256: Qᵀ 256 KB, Oᵀ
 // 512 KB, K 256 KB (its own lines), Vᵀ 256 KB, Sᵀ of three panels 192 KB: 1.5 of 2 MB of L2. Blocks of keys begin at
-// multiples of their length, so that a row's result does not depend on the rows it shares a block with. Per row and key
-// at head_dim 256: 1 cycle of products, half for each; beside them 0.5 of softmax, 1.1 with a soft cap (softmax_job.h);
-// 0.1 of loading and storing Oᵀ, 0.1 of transposing V at 512 rows: 80 % of the tiles' rate as an estimate
-// (docs/amx.md).
+// multiples of their length, so that a row's result does not depend on the rows it shares a block with.
+//
+// Per row and key at head_dim 256: 1 cycle of products, half for each; beside them 0.5 of softmax, 1.1 or more with a
+// soft cap (softmax_job.h); 0.1 of loading and storing Oᵀ, 0.1 of transposing V at 512 rows: 80 % of the tiles' rate as
+// an estimate (docs/amx.md).
 #pragma once
 #include "kernels/cpu/flash_attention_amx/softmax_job.h"
 #include "kernels/cpu/flash_attention_amx/tile_keys.h"

@@ -1,16 +1,16 @@
 // bf16_blocks.h: many rows of x against weights in bf16 tiles.
 //
-//                    B buffer: 2 panels × a stretch of K (L1)          one step of K = 32:
-//                  ┌────────┬────────┐                                   loads  A₀ B₀ B₁ A₁   (1 KB each)
-//   block of   A₀  │ C₀ tmm0│ C₁ tmm1│                                   tdp    C₀ C₁ C₂ C₃   (16 cycles each)
-//   32 rows    A₁  │ C₂ tmm2│ C₃ tmm3│                                 A comes from L2: 32 bytes per cycle, the limit
-//   of this shape of x (L2)      └────────┴────────┘
+//                 B buffer: 2 panels × a stretch of K (L1)
+//                  ┌─────────┬─────────┐         one step of K = 32:
+//   block of   A₀  │ C₀ tmm0 │ C₁ tmm1 │           loads  A₀ B₀ B₁ A₁   1 KB each
+//   32 rows        ├─────────┼─────────┤           tdp    C₀ C₁ C₂ C₃   16 cycles each
+//   of x (L2)  A₁  │ C₂ tmm2 │ C₃ tmm3 │         A from L2: 32 bytes per cycle
+//                  └─────────┴─────────┘
 //
-//   for each band of rows of x                                  A of a band, or a band's stretch of A, stays in L2
+//   for each band of rows of x                            A of a band, or a stretch of it, stays in L2
 //     for each group of column blocks of this thread
-//       for each stretch of K                                   C of the group waits in L2
-//         for each column block (2 panels)                      B buffer in L1; the next one is filled meanwhile, in
-//         `advance`
+//       for each stretch of K                             C of the group waits in L2
+//         for each column block (2 panels)                B in L1; advance() fills the next buffer meanwhile
 //           for each block of 32 rows: 2 × 2 tiles
 //
 // After A. Goto and R. van de Geijn, "Anatomy of high-performance matrix multiplication", 2008, with the packing of B

@@ -1,10 +1,10 @@
 // int8_groups.h: 9 … 48 rows of x against integer weights in byte tiles, exact within each group of 32 columns.
 //
-//                 panel: 16 rows of W             per group of 32 columns (halves of 16 for scheme super):
-//               ┌───────────────────┐               C ← Σ codes of x · codes of W     one product, s32, exact
-//   tile of     │  C tmm0 … tmm3    │               y ← group_term(C, scales)         16 vectors
-//   16 rows     │  groups g … g + 3 │             four groups at a time; the vectors of the last four run beside the
-//   products of x        └───────────────────┘             of the next
+//                panel: 16 rows of W         per group of 32 columns (scheme super: two of 16):
+//               ┌───────────────────┐          C ← Σ codes of x · codes of W   one product, s32, exact
+//   tile of     │  C tmm0 … tmm3    │          y ← group_term(C, scales)       16 vectors
+//   16 rows     │  groups g … g + 3 │        four groups at a time; the vectors of the last four run
+//   of x        └───────────────────┘        beside the products of the next
 //
 // The same numbers as the AVX-512 path, bit for bit: x is rounded by quantize_group(), a group's term is group_term()
 // (matmul/activations.h, matmul/panel_codecs.h). Only the integer sums are made by tiles.

@@ -4,10 +4,11 @@
 //
 //   Tiles tiles(config)                 configures this thread's tile unit; the destructor releases it
 //   tiles.zero<C>()                     every byte of tile C becomes 0
-//   tiles.load<T>(p, stride)            row r of tile T comes from p + r·stride bytes; config says how many rows and
-//   bytes tiles.store<T>(p, stride)           and back tiles.dp_bf16<C, A, B>()            C[m][n] += Σ_k A[m][k] ·
-//   B[k][n]      f32 += bf16 · bf16 tiles.dp_s8u8<C, A, B>()            the same                              i32 += s8
-//   · u8, exact tiles.expire()                      no value that a tile holds now will be used again
+//   tiles.load<T>(p, stride)            row r of tile T comes from p + r·stride bytes, as many as config says
+//   tiles.store<T>(p, stride)           and back
+//   tiles.dp_bf16<C, A, B>()            C[m][n] += Σ_k A[m][k] · B[k][n]    f32 += bf16 · bf16
+//   tiles.dp_s8u8<C, A, B>()            the same                            i32 += s8 · u8, exact
+//   tiles.expire()                      no value that a tile holds now will be used again
 //
 //   A   rows of consecutive k: [m][k], 64 bytes = 32 bf16 or 64 bytes of k
 //   B   rows of k groups that fill a dword: [k/2][n][2] bf16, [k/4][n][4] bytes
