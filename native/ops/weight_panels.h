@@ -10,21 +10,22 @@
 // of AMX).
 //
 //   nibble line  4R bytes hold vectors 2l (low nibbles) and 2l+1 (high nibbles); a record has 8 lines
-//   bit plane    (5-bit codes) 16 × R/2 bytes after the lines: bit i of vector v's R/2 bytes is bit 4 of its byte i
-//   pair planes  (6-bit codes) 4 × 4R bytes after the lines: vector v takes bits 2(v mod 4) … +1 of plane v/4 as its
-//   bits 4 … 5 bytes        (8-bit codes) 16 × 4R bytes, code = signed value + 128
+//   bit plane    5-bit codes: 16 × R/2 bytes after the lines; bit i of vector v's R/2 bytes is bit 4 of its byte i
+//   pair planes  6-bit codes: 4 × 4R bytes after the lines; vector v takes bits 2(v mod 4) and the next of plane v/4 as
+//                its bits 4 and 5
+//   bytes        8-bit codes: 16 × 4R bytes, code = signed value + 128
 //
-//   A block is `records_per_block` records with a head before them; some formats also have sub-scales before each
-//   record:
+//   A block is `records_per_block` records with a head before them; some formats have sub-scales before each record:
 //
-//   scheme      formats                          head (each entry R values)                 sub-scales per record value
-//   pair        q4_0 q5_0 q8_0, symmetric i4/32  per record: s[2] 16-bit                    – s·(code − zero) pair_min
-//   q4_1                             per record: s[2], m[2] f16                 –                         s·code + m
-//   group_zero  i4 groups of 32, 64, 128         per max(g, 64) columns: (s, z) 16-bit      – s·(code − z)
-//               (g = 32: s[2], z[2])
-//   super_min   q4_k q5_k                        per 256 columns: d, dmin f16               sc[2], mn[2] u8 d·sc·code −
-//   dmin·mn super       q6_k                             per 256 columns: d f32                     sc[4] i8 (16
-//   columns)     d·sc·(code − 32) row         i4, i8 per channel               per panel: s, z f32 – s·(code − z)
+//   scheme      formats                    head                                     sub-scales        value
+//   pair        q4_0 q5_0 q8_0,            per record: s[2] 16-bit                  –                 s·(code − zero)
+//               symmetric i4/32
+//   pair_min    q4_1                       per record: s[2], m[2] f16               –                 s·code + m
+//   group_zero  i4 groups of 32            per record: s[2], z[2] 16-bit            –                 s·(code − z)
+//               i4 groups of 64, 128       per group: s, z 16-bit                   –                 s·(code − z)
+//   super_min   q4_k q5_k                  per 256 columns: d, dmin f16             sc[2], mn[2] u8   d·sc·code − dmin·mn
+//   super       q6_k                       per 256 columns: d f32                   sc[4] i8          d·sc·(code − 32)
+//   row         i4, i8 per channel         per panel: s, z f32                      –                 s·(code − z)
 //
 //   Order: an entry is one value for each of the R rows, entries follow each other as listed, so s[2], m[2] lies as
 //   s₀[R] s₁[R] m₀[R] m₁[R]; index i of a 32-column scale is the i-th half of its record, of a 16-column scale the i-th

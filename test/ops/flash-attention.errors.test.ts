@@ -124,9 +124,6 @@ describe('flashAttention finds bad device data', () => {
       [0, 1 << 30, -5, 6],
     ]) {
       await fails(6, 9, (i) => ({ queryStarts: i(starts), keyStarts: i([0, 3, 6, 9]) }), /queryStarts\[\d\]/)
-      const keyStarts = starts.map((start) => start + Math.sign(start - 5) * 3)
-      if (starts[3] === 7)
-        await fails(6, 9, (i) => ({ queryStarts: i([0, 3, 4, 6]), keyStarts: i(keyStarts) }), /keyStarts\[\d\]/)
     }
     await fails(6, 9, (i) => ({ queryStarts: i([0, 3, 6]), keyStarts: i([0, 5, 4]) }), /keyStarts\[2\]/)
   })

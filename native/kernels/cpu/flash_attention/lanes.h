@@ -59,7 +59,7 @@ LAPIDARY_INLINE void transpose(F32 (&r)[kLanes]) {
     r[c] = _mm256_permute2f128_ps(b[c], b[c + 4], 0x20);
     r[c + 4] = _mm256_permute2f128_ps(b[c], b[c + 4], 0x31);
   }
-#elif defined(__aarch64__)
+#elif defined(LAPIDARY_SIMD_NEON)
   const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
   r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
   r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
@@ -85,7 +85,7 @@ LAPIDARY_INLINE void load_bf16_pairs(const void* p, F32& even, F32& odd) {
   const __m256i pairs = _mm256_loadu_si256(static_cast<const __m256i*>(p));
   even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
   odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(int32_t(0xffff0000))));
-#elif defined(__aarch64__)
+#elif defined(LAPIDARY_SIMD_NEON)
   const uint32x4_t pairs = vreinterpretq_u32_u8(vld1q_u8(static_cast<const uint8_t*>(p)));
   even = vreinterpretq_f32_u32(vshlq_n_u32(pairs, 16));
   odd = vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff0000u)));
@@ -113,7 +113,7 @@ LAPIDARY_INLINE void interleave_lanes(F32& a, F32& b) {
   const F32 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
   a = _mm256_permute2f128_ps(low, high, 0x20);
   b = _mm256_permute2f128_ps(low, high, 0x31);
-#elif defined(__aarch64__)
+#elif defined(LAPIDARY_SIMD_NEON)
   const float32x4x2_t zipped = vzipq_f32(a, b);
   a = zipped.val[0];
   b = zipped.val[1];
@@ -144,7 +144,7 @@ LAPIDARY_INLINE void store_sums(float* to, F32 a, F32 b, F32 c, F32 d) {
   const F32 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
   const F32 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
   _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
-#elif defined(__aarch64__)
+#elif defined(LAPIDARY_SIMD_NEON)
   vst1q_f32(to, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 #else
   to[0] = simd::reduce_add(a);

@@ -11,6 +11,7 @@
 #pragma once
 #include "kernels/cpu/flash_attention/bf16_products.h"
 #include "kernels/cpu/flash_attention/lanes.h"
+#include "kernels/cpu/flash_attention/work_items.h"
 
 namespace lapidary {
 namespace {
@@ -74,11 +75,32 @@ LAPIDARY_INLINE bool evenly_spaced(const unsigned char* const* rows) {
   return even;
 }
 
+// Which keys of the block some row of the piece sees, from block.first on. Only intervals of the caller's own leave
+// gaps between rows, and only values need it: a weight of 0 does not undo a NaN.
+static void mark_seen_keys(const Problem& p, const Piece& piece, const TileBlock& block, bool* seen, Team& team) {
+  int change[kMostTileKeys + 1] = {};
+  const int64_t last = (piece.row_begin + piece.rows - 1) / p.group;
+  for (int64_t token = piece.row_begin / p.group; token <= last; ++token) {
+    const Interval keys = visible_keys(p, piece.sequence, int(token), team);
+    const int begin = keys.begin > block.begin ? keys.begin : block.begin;
+    const int end = keys.end < block.end ? keys.end : block.end;
+    if (begin >= end) continue;
+    ++change[begin - block.first];
+    --change[end - block.first];
+  }
+  for (int key = 0, rows = 0; key < kMostTileKeys; ++key) {
+    rows += change[key];
+    seen[key] = rows > 0;
+  }
+}
+
 // Brings block.begin … block.end into tiles. `copies` has room for the whole block's keys. False where a page number is
 // bad.
 template <DType kType>
 static bool place_block(const Problem& p, const Piece& piece, TileBlock& block, unsigned char* copies, Team& team) {
   const int64_t key_bytes = int64_t(padded(p.head_dim)) * 2;
+  bool seen[kMostTileKeys];
+  if (p.key_low) mark_seen_keys(p, piece, block, seen, team);
   KeyRows rows;
   for (int run = block.begin / kBlockKeys * kBlockKeys; run < block.end; run += kBlockKeys) {
     const int begin = run > block.begin ? run : block.begin;
@@ -110,8 +132,11 @@ static bool place_block(const Problem& p, const Piece& piece, TileBlock& block, 
         to = {copy, kTileRowBytes, kTileBytes};
       }
       const unsigned char* values[32];
-      for (int i = 0; i < 32; ++i)
-        values[i] = key + i >= begin && key + i < end ? rows.values[key + i - begin] : kZeroRow;
+      for (int i = 0; i < 32; ++i) {
+        const int at = key + i;
+        const bool visible = at >= begin && at < end && (!p.key_low || seen[at - block.first]);
+        values[i] = visible ? rows.values[at - begin] : kZeroRow;
+      }
       transpose_values<kType>(values, p.head_dim, block.values + (key - block.first) * key_bytes);
     }
   }

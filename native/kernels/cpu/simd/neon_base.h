@@ -1,6 +1,8 @@
 // simd/neon_base.h: the SIMD vocabulary (simd/scalar.h defines it) in Advanced SIMD as every ARMv8-A core has it: 4
 // lanes. Not included by itself: simd/neon.h and simd/i8mm.h add their own dot products of bytes.
 #pragma once
+// The scalar vocabulary is compiled for arm64 too: what goes beyond the vocabulary asks for this, not for the processor.
+#define LAPIDARY_SIMD_NEON 1
 #include <arm_neon.h>
 
 #include <cstdint>

@@ -205,16 +205,17 @@ LAPIDARY_INLINE I32 iota() {
   LAPIDARY_FOR_LANES r.lane[i] = i;
   return r;
 }
+// Integers wrap, as vectors do; unsigned, because a signed overflow is undefined.
 LAPIDARY_INLINE I32 add(I32 a, I32 b) {
-  LAPIDARY_FOR_LANES a.lane[i] += b.lane[i];
+  LAPIDARY_FOR_LANES a.lane[i] = int32_t(uint32_t(a.lane[i]) + uint32_t(b.lane[i]));
   return a;
 }
 LAPIDARY_INLINE I32 sub(I32 a, I32 b) {
-  LAPIDARY_FOR_LANES a.lane[i] -= b.lane[i];
+  LAPIDARY_FOR_LANES a.lane[i] = int32_t(uint32_t(a.lane[i]) - uint32_t(b.lane[i]));
   return a;
 }
 LAPIDARY_INLINE I32 mul(I32 a, I32 b) {
-  LAPIDARY_FOR_LANES a.lane[i] *= b.lane[i];
+  LAPIDARY_FOR_LANES a.lane[i] = int32_t(uint32_t(a.lane[i]) * uint32_t(b.lane[i]));
   return a;
 }
 LAPIDARY_INLINE F32 to_f32(I32 a) {
