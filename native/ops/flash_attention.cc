@@ -79,7 +79,7 @@ Status expect_heads(const PlanContext& context) {
   }
   LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, In::k, {DType::f32, DType::bf16, DType::f16, DType::i8}));
   LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, In::v, {k.dtype}));
-  if (k.dims[1] < 1 || q.dims[1] % k.dims[1] != 0) {
+  if (k.dims[1] < 1 || q.dims[1] < 1 || q.dims[1] % k.dims[1] != 0) {
     return error(Code::kShapeMismatch,
                  "flash_attention: q: expected queryHeads to be a multiple of kvHeads (k is %s), got %s",
                  describe(k).c_str(), describe(q).c_str());
