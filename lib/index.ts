@@ -17,9 +17,17 @@ export * from './ops/pack-weights.ts'
 export { type ProbeKind, probe, probeKinds } from './ops/probe.ts'
 export * from './ops/qk-norm-rope.ts'
 export * from './ops/quantize.ts'
+export * from './ops/refine-logits.ts'
 export * from './ops/row-ops.ts'
 export * from './ops/sampling.ts'
-export { Program, type ProgramOutputs, type TensorSpec } from './program.ts'
+export {
+  Program,
+  type ProgramArrays,
+  type ProgramInput,
+  type ProgramOptions,
+  type ProgramOutputs,
+  type TensorSpec,
+} from './program.ts'
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
-export { Tensor } from './tensor.ts'
+export { type PackedForm, Tensor } from './tensor.ts'

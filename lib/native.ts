@@ -38,6 +38,16 @@ export interface NativeOp {
 /** `[handle, dtype index, layout index, ...dims]` of a tensor that native code made. */
 export type NativeTensor = [handle: number, dtype: number, layout: number, ...dims: number[]]
 
+/** How packed weights lie in memory (native/ops/weight_panels.h); `scaleDtype` is a dtype index, `flags` are PanelFlags. */
+export type NativePackedForm = [
+  layoutVersion: number,
+  panelRows: number,
+  groupSize: number,
+  scaleDtype: number,
+  flags: number,
+  bytes: number,
+]
+
 export interface NativeAddon {
   // tables
   dtypes(): DTypeInfo[]
@@ -57,6 +67,17 @@ export interface NativeAddon {
   // tensors
   createTensor(device: number, dtype: number, dims: readonly number[], bytes?: ArrayBufferView): number
   mapTensor(device: number, path: string, offset: number, dtype: number, dims: readonly number[]): number
+  /** `form` as packedForm gives it. */
+  loadTensor(
+    stream: number,
+    path: string,
+    offset: number,
+    dtype: number,
+    dims: readonly number[],
+    form?: NativePackedForm,
+  ): number
+  saveTensor(stream: number, tensor: number, path: string, offset: number): Promise<number>
+  packedForm(tensor: number): NativePackedForm
   sliceTensor(tensor: number, axis: number, start: number, end: number): number
   reshapeTensor(tensor: number, dims: readonly number[]): number
   writeTensor(stream: number, tensor: number, bytes: ArrayBufferView): void
@@ -68,10 +89,18 @@ export interface NativeAddon {
   // programs
   beginCapture(stream: number): void
   captureInput(dtype: number, dims: readonly number[]): number
-  endCapture(outputs: readonly number[]): number
+  /** `arena` is a program's handle, or 0. */
+  endCapture(outputs: readonly number[], arena: number): number
   abortCapture(): void
-  runProgram(program: number, inputs: readonly number[]): NativeTensor[]
-  programInfo(program: number): { calls: number; arenaBytes: number; intermediateBytes: number }
+  /** Inputs are tensor handles, or views of memory to copy. */
+  runProgram(program: number, inputs: readonly (number | ArrayBufferView)[]): NativeTensor[]
+  executeProgram(program: number, inputs: readonly (number | ArrayBufferView)[]): Promise<ArrayBuffer[]>
+  programInfo(program: number): {
+    calls: number
+    arenaBytes: number
+    intermediateBytes: number
+    sharesArena: boolean
+  }
   releaseProgram(program: number): void
 }
 

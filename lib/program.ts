@@ -3,11 +3,11 @@
  * @module
  */
 import type { Device } from './device.ts'
-import { type DType, dtypeIndex } from './dtype.ts'
-import { describeValue, LapidaryError } from './errors.ts'
+import { type DType, type DTypeArray, dtypeIndex, toTypedArray } from './dtype.ts'
+import { describeValue, fromNative, LapidaryError } from './errors.ts'
 import { native } from './native.ts'
 import { scope } from './scope.ts'
-import { handleOf, Tensor, wrapTensor, wrapTensors } from './tensor.ts'
+import { checkArray, handleOf, Tensor, wrapTensor, wrapTensors } from './tensor.ts'
 
 /** The form of a program's input; an existing tensor serves as well. */
 export interface TensorSpec {
@@ -17,6 +17,22 @@ export interface TensorSpec {
 
 /** What a captured function may return. */
 export type ProgramOutputs = Tensor | readonly Tensor[] | Readonly<Record<string, Tensor>>
+
+/** What `execute` resolves to: the typed array of each tensor, in the structure that the captured function returned. */
+export type ProgramArrays<Outputs extends ProgramOutputs> = Outputs extends Tensor
+  ? DTypeArray
+  : { -readonly [K in keyof Outputs]: DTypeArray }
+
+/** A program's input: a tensor of its device, or a typed array of the input's dtype, which is copied. */
+export type ProgramInput = Tensor | ArrayBufferView
+
+export interface ProgramOptions {
+  /**
+   * Another program of the same stream whose arena this one uses too, where it is large enough: capture the one that needs most
+   * first. Replays of a stream run one after the other, so the two cannot disturb each other.
+   */
+  readonly arena?: Program<ProgramOutputs> | undefined
+}
 
 const collected = new FinalizationRegistry<number>((handle) => native.releaseProgram(handle))
 
@@ -28,57 +44,105 @@ const collected = new FinalizationRegistry<number>((handle) => native.releasePro
  * @example
  * using program = Program.capture(device, [{ shape: [1, 640], dtype: 'f32' }], (x) => matmul(rmsNorm(x, weight), packed))
  * const y = program.run(x)
+ * const numbers = await program.execute(new Float32Array(640))
  */
 export class Program<Outputs extends ProgramOutputs = Tensor> implements Disposable {
   readonly device: Device
   readonly #handle: number
-  readonly #rebuild: (tensors: Tensor[]) => Outputs
+  readonly #inputs: readonly DType[]
+  readonly #outputs: Structure
   #disposed = false
 
-  private constructor(device: Device, handle: number, rebuild: (tensors: Tensor[]) => Outputs) {
+  private constructor(device: Device, handle: number, inputs: readonly DType[], outputs: Structure) {
     this.device = device
     this.#handle = handle
-    this.#rebuild = rebuild
+    this.#inputs = inputs
+    this.#outputs = outputs
     collected.register(this, handle, this)
   }
 
   /**
    * Runs `body` once with placeholder inputs and records its calls instead of executing them. `body` must be synchronous, and must
    * not read, write or run other programs. The program runs on the stream that is current now.
-   * @throws ERR_CAPTURE if another capture is in progress.
+   * @throws ERR_CAPTURE if another capture is in progress; ERR_DISPOSED if the program in `arena` is.
    */
   static capture<Outputs extends ProgramOutputs>(
     device: Device,
     inputs: readonly TensorSpec[],
     body: (...inputs: Tensor[]) => Outputs,
+    options: ProgramOptions = {},
   ): Program<Outputs> {
+    const arena = options.arena === undefined ? 0 : Program.#handleOf(options.arena)
     native.beginCapture(device.currentStream.handle)
     let handle: number
-    let rebuild: ((tensors: Tensor[]) => Outputs) | undefined
+    let outputs: Structure | undefined
     try {
       handle = scope(() => {
         const placeholders = inputs.map(({ dtype, shape }) =>
           wrapTensor(device, native.captureInput(dtypeIndex(dtype), shape), dtypeIndex(dtype), 0, [...shape]),
         )
-        const flat = flatten(body(...placeholders))
-        rebuild = flat.rebuild
-        return native.endCapture(flat.tensors.map((tensor) => handleOf(tensor, 'Program.capture: output')))
+        const [structure, tensors] = flatten(body(...placeholders))
+        outputs = structure
+        return native.endCapture(
+          tensors.map((tensor) => handleOf(tensor, 'Program.capture: output')),
+          arena,
+        )
       })
     } catch (error) {
       native.abortCapture()
       throw error
     }
-    return new Program(device, handle, rebuild as (tensors: Tensor[]) => Outputs)
+    const dtypes = inputs.map((input) => input.dtype)
+    return new Program(device, handle, dtypes, outputs as Structure)
   }
 
-  /** Queues one replay. Inputs must have the dtypes and shapes captured, and be contiguous. */
-  run(...inputs: Tensor[]): Outputs {
-    const handles = inputs.map((tensor, index) => handleOf(tensor, `program.run: input ${index}`))
-    return this.#rebuild(wrapTensors(this.device, native.runProgram(this.#handle, handles)))
+  /**
+   * Queues one replay and returns its outputs.
+   * @param inputs Contiguous tensors of the shapes and dtypes captured, or typed arrays of as many elements (Uint16Array bits for f16
+   *   and bf16), which are copied before this returns.
+   * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED, ERR_INVALID_ARGUMENT for another number of inputs, ERR_CAPTURE.
+   */
+  run(...inputs: ProgramInput[]): Outputs {
+    const tensors = wrapTensors(this.device, native.runProgram(this.#handle, this.#bind(inputs)))
+    return rebuild(this.#outputs, tensors) as Outputs
   }
 
-  /** The number of calls, the arena's bytes, and what the intermediates would take without sharing. */
-  info(): { calls: number; arenaBytes: number; intermediateBytes: number } {
+  /**
+   * Queues one replay and resolves to what its outputs hold, in one crossing into native code.
+   * @param inputs As for `run`; typed arrays are copied before this returns.
+   * @throws (rejects) What `run` throws, and the stream's sticky error.
+   * @example
+   * const { tokens } = await step.execute(plan)   // Int32Array in, typed arrays out
+   */
+  async execute(...inputs: ProgramInput[]): Promise<ProgramArrays<Outputs>> {
+    const buffers = await fromNative(native.executeProgram(this.#handle, this.#bind(inputs)))
+    const arrays = buffers.map((bytes, index) => toTypedArray(this.#outputs.dtypes[index] as DType, bytes))
+    return rebuild(this.#outputs, arrays) as ProgramArrays<Outputs>
+  }
+
+  static #handleOf(program: Program<ProgramOutputs>): number {
+    if (typeof program === 'object' && program !== null && #handle in program) return program.#handle
+    throw new LapidaryError(
+      'ERR_FOREIGN_HANDLE',
+      `Program.capture: arena: expected a Program, got ${describeValue(program)}`,
+    )
+  }
+
+  /** Inputs as they cross: handles, and views of memory. */
+  #bind(inputs: readonly ProgramInput[]): (number | ArrayBufferView)[] {
+    return inputs.map((input, index) => {
+      if (!ArrayBuffer.isView(input)) return handleOf(input, `program.run: input ${index}`)
+      const dtype = this.#inputs[index]
+      if (dtype !== undefined) checkArray(input, dtype, `program.run: input ${index}`)
+      return input
+    })
+  }
+
+  /**
+   * The number of calls; the bytes of arena that they need, whether it is another program's, and what the intermediates would take
+   * without sharing memory.
+   */
+  info(): { calls: number; arenaBytes: number; intermediateBytes: number; sharesArena: boolean } {
     return native.programInfo(this.#handle)
   }
 
@@ -95,27 +159,31 @@ export class Program<Outputs extends ProgramOutputs = Tensor> implements Disposa
   }
 }
 
-/** The tensors of a result in order, and how to put others in their places. */
-function flatten<Outputs extends ProgramOutputs>(
-  outputs: Outputs,
-): { tensors: Tensor[]; rebuild: (tensors: Tensor[]) => Outputs } {
-  if (outputs instanceof Tensor) {
-    return { tensors: [outputs], rebuild: (tensors) => tensors[0] as Outputs }
-  }
-  if (Array.isArray(outputs)) {
-    return { tensors: [...outputs], rebuild: (tensors) => tensors as unknown as Outputs }
-  }
+/** How a captured function returned its tensors: alone, in an array (no names), or by name. */
+interface Structure {
+  readonly kind: 'one' | 'array' | 'record'
+  readonly names: readonly string[]
+  readonly dtypes: readonly DType[]
+}
+
+/** The tensors of a result in order, and what it takes to put others in their places. */
+function flatten(outputs: ProgramOutputs): [structure: Structure, tensors: readonly Tensor[]] {
+  const structure = (kind: Structure['kind'], tensors: readonly Tensor[], names: readonly string[] = []) =>
+    [{ kind, names, dtypes: tensors.map((tensor) => tensor?.dtype) }, tensors] as [Structure, readonly Tensor[]]
+  if (outputs instanceof Tensor) return structure('one', [outputs])
+  if (Array.isArray(outputs)) return structure('array', [...outputs])
   if (outputs !== null && typeof outputs === 'object' && !(outputs instanceof Promise)) {
-    const names = Object.keys(outputs)
-    return {
-      tensors: Object.values(outputs as Record<string, Tensor>),
-      rebuild: (tensors) =>
-        Object.fromEntries(names.map((name, index) => [name, tensors[index]])) as unknown as Outputs,
-    }
+    return structure('record', Object.values(outputs as Record<string, Tensor>), Object.keys(outputs))
   }
   if (outputs instanceof Promise) outputs.catch(() => {})
   throw new LapidaryError(
     'ERR_INVALID_ARGUMENT',
     `Program.capture: expected a function that returns tensors, got ${describeValue(outputs)}`,
   )
+}
+
+function rebuild<T>({ kind, names }: Structure, items: readonly T[]): T | readonly T[] | Record<string, T> {
+  if (kind === 'one') return items[0] as T
+  if (kind === 'array') return items
+  return Object.fromEntries(names.map((name, index) => [name, items[index] as T]))
 }

@@ -14,7 +14,7 @@ import {
   toTypedArray,
 } from './dtype.ts'
 import { describeValue, fromNative, LapidaryError } from './errors.ts'
-import { type NativeTensor, native } from './native.ts'
+import { type NativePackedForm, type NativeTensor, native } from './native.ts'
 import { enterScope } from './scope.ts'
 
 /** @internal The native handle of a tensor; throws where the argument is no tensor, or a disposed one. */
@@ -34,6 +34,32 @@ let cast: (x: Tensor, dtype: DType) => Tensor
 export function setCast(op: typeof cast): void {
   cast = op
 }
+
+/**
+ * What it takes to read a packed tensor's bytes again: plain data, for JSON. The bytes are as wide as the kernels that made them
+ * (`panelRows`), and of one version of the layout.
+ */
+export interface PackedForm {
+  /** Of the layout, whatever the dtype. Another version's bytes are not read. */
+  readonly layoutVersion: number
+  readonly dtype: DType
+  /** [rows, columns] of the matrix. */
+  readonly shape: readonly number[]
+  /** Rows that lie interleaved. */
+  readonly panelRows: number
+  /** Columns that share a scale, of i4 groups; 0: the whole row, or as the dtype has it. */
+  readonly groupSize: number
+  readonly scaleDtype: DType
+  /** Panels of gate and up alternate. */
+  readonly gateUp: boolean
+  /** i4 groups without zero points. */
+  readonly symmetric: boolean
+  /** Bytes of storage. */
+  readonly bytes: number
+}
+
+/** PanelFlags of native/ops/weight_panels.h. */
+const panelFlags = { gateUp: 1, symmetric: 2 }
 
 const collected = new FinalizationRegistry<number>((handle) => native.releaseTensor(handle))
 
@@ -83,20 +109,14 @@ export class Tensor implements Disposable {
    * @throws ERR_SHAPE_MISMATCH if the data does not have as many elements as the shape.
    */
   static from(device: Device, data: ArrayBufferView, shape?: readonly number[], dtype?: DType): Tensor {
-    const given = dtypeOfArray(data)
+    const given = dtypeOfArray(data, 'Tensor.from: data')
     const wanted = dtype ?? given
     const dims = checkShape(shape ?? [ArrayBuffer.isView(data) ? (data as Uint8Array).length : 0])
     if (wanted !== given && given === 'f32' && (wanted === 'f16' || wanted === 'bf16')) {
       using exact = Tensor.from(device, data, dims, 'f32')
       return cast(exact, wanted)
     }
-    const isBytes = given === 'u8' && !plainArrays.has(wanted)
-    if (given !== wanted && !isBytes && !(given === 'bf16' && wanted === 'f16')) {
-      throw new LapidaryError(
-        'ERR_DTYPE_UNSUPPORTED',
-        `Tensor.from: data: expected an array for ${wanted}, got ${describeValue(data)}`,
-      )
-    }
+    checkArray(data, wanted, 'Tensor.from: data')
     return Tensor.#create(device, wanted, dims, data)
   }
 
@@ -117,8 +137,36 @@ export class Tensor implements Disposable {
   ): Tensor {
     const { shape, dtype, offset = 0 } = options
     const dims = checkShape(shape)
-    const handle = native.mapTensor(deviceHandleOf(device, 'Tensor.map: device'), path, offset, dtypeIndex(dtype), dims)
+    const file = checkPath(path, 'Tensor.map')
+    const handle = native.mapTensor(deviceHandleOf(device, 'Tensor.map: device'), file, offset, dtypeIndex(dtype), dims)
     return new Tensor(device, handle, dtypeIndex(dtype), 0, dims)
+  }
+
+  /**
+   * Reads a region of a file into a new tensor's own memory, in stream order and by all threads of the device; this returns at once.
+   * The file may be replaced or removed afterwards; it must not become shorter before it was read.
+   * @param options.offset Of the first byte. Default 0.
+   * @param options.form Of packed weights, as `packedForm()` gave it; shape and dtype must be its own.
+   * @throws ERR_FILE if the file is absent or shorter than offset plus the tensor's bytes; ERR_LAYOUT_UNSUPPORTED if kernels of this
+   *   device do not read that form; ERR_SHAPE_MISMATCH if its bytes are not those of the shape; ERR_OUT_OF_MEMORY. A file that
+   *   cannot be read when the stream comes to it is the stream's sticky error.
+   * @example
+   * await packed.save('weights.bin')
+   * const form = packed.packedForm()
+   * const again = Tensor.load(device, 'weights.bin', { shape: form.shape, dtype: form.dtype, form })
+   */
+  static load(
+    device: Device,
+    path: string,
+    options: { shape: readonly number[]; dtype: DType; offset?: number; form?: PackedForm | undefined },
+  ): Tensor {
+    const { shape, dtype, offset = 0, form } = options
+    const dims = checkShape(shape)
+    deviceHandleOf(device, 'Tensor.load: device')
+    const packed = form && packedNumbers(form, dims, dtype)
+    const file = checkPath(path, 'Tensor.load')
+    const handle = native.loadTensor(device.currentStream.handle, file, offset, dtypeIndex(dtype), dims, packed)
+    return new Tensor(device, handle, dtypeIndex(dtype), layouts.indexOf(form ? 'panels' : 'strided'), dims)
   }
 
   static #create(device: Device, dtype: DType, shape: readonly number[], data?: ArrayBufferView): Tensor {
@@ -150,6 +198,41 @@ export class Tensor implements Disposable {
     if (this.dtype === 'f32') return (await this.read()) as Float32Array
     using wide = cast(this, 'f32')
     return (await wide.read()) as Float32Array
+  }
+
+  /**
+   * Writes the tensor's bytes, packed or contiguous, into a file once everything queued before is done. The file is created where it
+   * is absent and extended where it is shorter; what lies around the bytes stays. Flushing and renaming are the caller's.
+   * @param offset Of the first byte. Default 0.
+   * @returns The bytes written.
+   * @throws (rejects) ERR_FILE with what the system says (no such folder, no space): the file may then hold a part;
+   *   ERR_LAYOUT_UNSUPPORTED for a tensor with gaps; the stream's sticky error.
+   */
+  async save(path: string, offset = 0): Promise<number> {
+    const handle = handleOf(this, 'Tensor.save')
+    const file = checkPath(path, 'Tensor.save')
+    return fromNative(native.saveTensor(this.device.currentStream.handle, handle, file, offset))
+  }
+
+  /**
+   * How packed weights lie in memory: what `Tensor.load` needs to read saved bytes.
+   * @throws ERR_LAYOUT_UNSUPPORTED for a tensor that is not packed.
+   */
+  packedForm(): PackedForm {
+    const [layoutVersion, panelRows, groupSize, scaleDtype, flags, bytes] = native.packedForm(
+      handleOf(this, 'packedForm'),
+    )
+    return {
+      layoutVersion,
+      dtype: this.dtype,
+      shape: [...this.shape],
+      panelRows,
+      groupSize,
+      scaleDtype: (dtypes[scaleDtype] as DTypeInfo).name,
+      gateUp: (flags & panelFlags.gateUp) !== 0,
+      symmetric: (flags & panelFlags.symmetric) !== 0,
+      bytes,
+    }
   }
 
   /** Overwrites a contiguous tensor in stream order. `data` is copied before this returns. */
@@ -200,10 +283,38 @@ function checkShape(shape: readonly number[]): readonly number[] {
   )
 }
 
+function checkPath(path: unknown, what: string): string {
+  if (typeof path === 'string' && path !== '' && !path.includes('\0')) return path
+  throw new LapidaryError('ERR_INVALID_ARGUMENT', `${what}: path: expected a file's path, got ${JSON.stringify(path)}`)
+}
+
+/** A form as it crosses, after the parts of it that cross by themselves were found to agree. */
+function packedNumbers(form: PackedForm, shape: readonly number[], dtype: DType): NativePackedForm {
+  if (form.dtype !== dtype || String(form.shape) !== String(shape)) {
+    throw new LapidaryError(
+      'ERR_SHAPE_MISMATCH',
+      `Tensor.load: form: expected that of ${dtype} [${shape.join(', ')}], got ${form.dtype} [${String(form.shape)}]`,
+    )
+  }
+  const flags = (form.gateUp ? panelFlags.gateUp : 0) | (form.symmetric ? panelFlags.symmetric : 0)
+  return [form.layoutVersion, form.panelRows, form.groupSize, dtypeIndex(form.scaleDtype), flags, form.bytes]
+}
+
 /** dtypes that have a typed array of their own; the others travel as bytes. */
 const plainArrays = new Set<DType>(['f32', 'f16', 'bf16', 'i32', 'i8'])
 
-function dtypeOfArray(data: unknown): DType {
+/** @internal Throws where `data` is not the typed array of `dtype`. */
+export function checkArray(data: ArrayBufferView, dtype: DType, what: string): void {
+  const given = dtypeOfArray(data, what)
+  const isBytes = given === 'u8' && !plainArrays.has(dtype)
+  if (given === dtype || isBytes || (given === 'bf16' && dtype === 'f16')) return
+  throw new LapidaryError(
+    'ERR_DTYPE_UNSUPPORTED',
+    `${what}: expected an array for ${dtype}, got ${describeValue(data)}`,
+  )
+}
+
+function dtypeOfArray(data: unknown, what: string): DType {
   if (data instanceof Float32Array) return 'f32'
   if (data instanceof Int32Array) return 'i32'
   if (data instanceof Int8Array) return 'i8'
@@ -211,6 +322,6 @@ function dtypeOfArray(data: unknown): DType {
   if (data instanceof Uint8Array || data instanceof Uint8ClampedArray) return 'u8'
   throw new LapidaryError(
     'ERR_DTYPE_UNSUPPORTED',
-    `Tensor.from: data: expected a typed array of f32, i32, i8, u8 or 16-bit floats, got ${describeValue(data)}`,
+    `${what}: expected a typed array of f32, i32, i8, u8 or 16-bit floats, got ${describeValue(data)}`,
   )
 }

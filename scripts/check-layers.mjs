@@ -22,12 +22,12 @@ const kernelInterface = /^native\/kernels\/cpu\/(kernel\.h|isa\.def|simd\/tiles_
 const libRooms = {
   lib: [],
   'lib/ops': ['lib'],
-  'lib/checkpoint': ['lib'],
-  'lib/tokenizer': ['lib/errors.ts'],
+  'lib/checkpoint': ['lib', 'lib/ops'],
+  'lib/tokenizer': ['lib/errors.ts', 'lib/checkpoint'],
   'lib/models': ['lib', 'lib/ops', 'lib/checkpoint'],
-  'lib/engine': ['lib', 'lib/ops', 'lib/models', 'lib/tokenizer'],
+  'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer'],
   'lib/server': ['lib', 'lib/engine'],
-  'lib/cli': ['lib', 'lib/checkpoint', 'lib/engine', 'lib/server'],
+  'lib/cli': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/server'],
 }
 const faces = new Set(['lib/index.ts'])
 

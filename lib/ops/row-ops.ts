@@ -1,5 +1,5 @@
 /**
- * Row operations: norms, residual adds, activations, soft cap, casts.
+ * Row operations: norms, residual adds, activations, soft cap, casts, means.
  *
  * All take f32, bf16 or f16 tensors [.., n] of one to four dimensions whose last dimension is contiguous; leading ones may be strided.
  * They compute in f32, and round only what they write. No rows, or rows of no columns, give an empty result.
@@ -230,4 +230,21 @@ export const castOp: Op = defineOp('cast', { inputs: ['x'], attributes: ['dtype'
  */
 export function cast(x: Tensor, dtype: DType): Tensor {
   return castOp.one([x], [choiceIndex(castDtypes, dtype, 'cast: dtype')])
+}
+
+export const meanRowsOp: Op = defineOp('mean_rows', { inputs: ['x', 'starts'], attributes: [], outputs: ['out'] })
+
+/**
+ * The mean of each sequence's rows: mean pooling of sentence embeddings.
+ *
+ * @param x f32, bf16 or f16 [tokens, n]
+ * @param starts i32 [sequences + 1]: sequence s owns the rows from starts[s] to starts[s + 1], which may be none: then zeros.
+ * @returns f32 [sequences, n]
+ * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED, ERR_LAYOUT_UNSUPPORTED; when the stream reaches the call,
+ *   ERR_INDEX_OUT_OF_RANGE for starts that decrease or lie outside x: such a sequence's mean is zeros.
+ * @example
+ * const pooled = meanRows(hidden, Tensor.from(device, Int32Array.of(0, 12, 30)))
+ */
+export function meanRows(x: Tensor, starts: Tensor): Tensor {
+  return meanRowsOp.one([x, starts], [])
 }

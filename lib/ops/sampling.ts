@@ -1,5 +1,5 @@
 /**
- * argmax and sample: from logits to token ids.
+ * argmax and sample, penalties and log probabilities: from logits to token ids.
  * @module
  */
 import { defineOp, type Op } from '../op.ts'
@@ -66,4 +66,107 @@ export interface SampleOptions {
 export function sample(logits: Tensor, state: Tensor, options: SampleOptions = {}): Tensor {
   const { temperature, topK, topP, minP, settings, bias } = options
   return sampleOp.one([logits, state, settings, bias], [temperature, topK, topP, minP])
+}
+
+export const adjustLogitsOp: Op = defineOp('adjust_logits', {
+  inputs: ['logits', 'rows', 'settings', 'counts?', 'bias?'],
+  attributes: [],
+  outputs: ['out'],
+})
+
+export interface AdjustLogitsOptions {
+  /** i32 [rows]: which row of `counts` and `bias` belongs to each row of logits; −1: none, the row is copied as it is. */
+  readonly rows: Tensor
+  /** f32 [rows, 3]: repetition penalty (above 0; 1: none), presence penalty and frequency penalty (0: none) of each row. */
+  readonly settings: Tensor
+  /** i32 [sequences, vocabulary], as `countTokens` writes it. Without it there are no penalties. */
+  readonly counts?: Tensor | undefined
+  /** f32 [sequences, vocabulary], added last. −Infinity forbids a token. */
+  readonly bias?: Tensor | undefined
+}
+
+/**
+ * Penalties for tokens that have occurred, and a bias, per sequence:
+ *
+ *     x = x > 0 ? x / repetition : x · repetition      of tokens in the prompt or generated
+ *     x = x − frequency · count − presence             of generated tokens
+ *     x = x + bias
+ *
+ * The repetition penalty is that of Keskar et al. 2019 (arXiv 1909.05858) as Hugging Face transformers has it, the other two are
+ * as OpenAI documents them for its API. Each step is rounded to f32.
+ *
+ * @param logits f32 or bf16 [rows, vocabulary]; rows may be strided.
+ * @returns f32 [rows, vocabulary]
+ * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED; when the stream reaches the call, ERR_INDEX_OUT_OF_RANGE for a row number
+ *   outside, ERR_INVALID_ARGUMENT for a setting outside its range.
+ * @example
+ * const adjusted = adjustLogits(logits, { counts, rows, settings })
+ * const tokens = sample(adjusted, state)
+ * countTokens(tokens, counts, rows)
+ */
+export function adjustLogits(logits: Tensor, options: AdjustLogitsOptions): Tensor {
+  const { rows, settings, counts, bias } = options
+  return adjustLogitsOp.one([logits, rows, settings, counts, bias], [])
+}
+
+export const countTokensOp: Op = defineOp('count_tokens', {
+  inputs: ['tokens', 'rows', 'counts!'],
+  attributes: ['prompt'],
+  outputs: [],
+})
+
+export interface CountTokensOptions {
+  /**
+   * The tokens are of the prompt: they are marked (bit 30 of a count) rather than counted, so that the repetition penalty sees them
+   * and the others do not. Default false.
+   */
+  readonly prompt?: boolean
+}
+
+/**
+ * Counts tokens of sequences: counts[rows[i]][tokens[i]] += 1, for `adjustLogits`. Writes into `counts`.
+ *
+ * @param tokens i32 [n]
+ * @param counts i32 [sequences, vocabulary]; zeros for a new sequence.
+ * @param rows i32 [n], or [1] for all tokens: the row of counts of each token; −1: the token is not counted.
+ * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED; when the stream reaches the call, ERR_INDEX_OUT_OF_RANGE for a token or row
+ *   outside counts, which is not counted.
+ * @example
+ * countTokens(promptIds, counts, row, { prompt: true })
+ */
+export function countTokens(tokens: Tensor, counts: Tensor, rows: Tensor, options: CountTokensOptions = {}): void {
+  countTokensOp.all([tokens, rows, counts], [options.prompt])
+}
+
+export const logProbsOp: Op = defineOp('log_probs', {
+  inputs: ['logits', 'tokens'],
+  attributes: ['top'],
+  outputs: ['chosen', 'ids', 'values'],
+})
+
+export interface LogProbs {
+  /** f32 [rows]: of the token given for each row. */
+  readonly chosen: Tensor
+  /** i32 [rows, top]: the most probable tokens, most probable first; of equals the lower id. */
+  readonly ids: Tensor
+  /** f32 [rows, top]: theirs. */
+  readonly values: Tensor
+}
+
+/**
+ * Natural logarithms of softmax(logits): of one token per row, and of the most probable ones.
+ *
+ * A NaN logit has probability 0. A row whose largest logit is infinite has no softmax: its values are NaN.
+ *
+ * @param logits f32 or bf16 [rows, vocabulary]; rows may be strided.
+ * @param tokens i32 [rows]
+ * @param options.top How many of the most probable tokens, 0 to 256 and at most the vocabulary. Default 0.
+ * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED, ERR_INVALID_ARGUMENT for top; when the stream reaches the call,
+ *   ERR_INDEX_OUT_OF_RANGE for a token outside the vocabulary.
+ * @example
+ * const { chosen, ids, values } = logProbs(logits, tokens, { top: 5 })
+ */
+export function logProbs(logits: Tensor, tokens: Tensor, options: { readonly top?: number } = {}): LogProbs {
+  const [chosen, ids, values] = logProbsOp.all([logits, tokens], [options.top]) as [Tensor, Tensor, Tensor]
+  return { chosen, ids, values }
 }

@@ -49,6 +49,12 @@ struct ExecutionError {
   std::string message;
 };
 
+// How far a transfer got, from its beginning without gaps.
+struct FileTransfer {
+  int64_t bytes = 0;
+  int error = 0;  // errno; 0 where the file merely ended
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -74,6 +80,11 @@ class Device {
   virtual void copy_in(unsigned char* device, const void* host, size_t bytes) = 0;
   virtual void fill_zero(unsigned char* device, size_t bytes) = 0;
   virtual void copy_out(void* host, const unsigned char* device, size_t bytes) = 0;
+
+  // Between a file and a buffer's memory; on the calling (stream) thread, with the help of the device's own. They end
+  // early where the file does, or where the system refuses.
+  virtual FileTransfer read_file(unsigned char* device, int descriptor, int64_t offset, int64_t bytes) = 0;
+  virtual FileTransfer write_file(const unsigned char* device, int descriptor, int64_t offset, int64_t bytes) = 0;
 
   // A defect that was noticed outside an execution (a guard region overwritten). Empty: none. Clears it.
   virtual std::string take_defect() = 0;

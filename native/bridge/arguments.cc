@@ -71,25 +71,28 @@ Status form_argument(const Napi::CallbackInfo& info, size_t dtype_index, size_t 
   return {};
 }
 
-Bytes bytes_argument(const Napi::CallbackInfo& info, size_t index) {
-  if (index >= info.Length()) return {};
-  const Napi::Value value = info[index];
+Bytes bytes_of(const Napi::Value& value) {
+  const napi_env env = value.Env();
   if (value.IsTypedArray()) {
     napi_typedarray_type type;
     size_t length = 0, offset = 0;
     void* data = nullptr;
     napi_value buffer;
-    napi_get_typedarray_info(info.Env(), value, &type, &length, &data, &buffer, &offset);
+    napi_get_typedarray_info(env, value, &type, &length, &data, &buffer, &offset);
     return {data, value.As<Napi::TypedArray>().ByteLength(), true};
   }
   if (value.IsDataView()) {
     size_t length = 0, offset = 0;
     void* data = nullptr;
     napi_value buffer;
-    napi_get_dataview_info(info.Env(), value, &length, &data, &buffer, &offset);
+    napi_get_dataview_info(env, value, &length, &data, &buffer, &offset);
     return {data, length, true};
   }
   return {};
+}
+
+Bytes bytes_argument(const Napi::CallbackInfo& info, size_t index) {
+  return index < info.Length() ? bytes_of(info[index]) : Bytes();
 }
 
 }  // namespace lapidary

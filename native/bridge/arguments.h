@@ -23,12 +23,13 @@ Status numbers_argument(const Napi::CallbackInfo& info, size_t index, size_t lim
 Status form_argument(const Napi::CallbackInfo& info, size_t dtype_index, size_t dims_index, const char* what,
                      TensorView& out);
 
-// Memory of a typed array (or DataView or ArrayBuffer) argument.
+// Memory of a typed array or DataView.
 struct Bytes {
   const void* data = nullptr;
   size_t count = 0;
   bool present = false;
 };
+Bytes bytes_of(const Napi::Value& value);
 Bytes bytes_argument(const Napi::CallbackInfo& info, size_t index);
 
 }  // namespace lapidary

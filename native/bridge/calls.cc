@@ -101,6 +101,7 @@ Status enqueue(Environment& environment) {
   const std::shared_ptr<Device>& device = (*stream)->shared_device();
 
   std::unique_ptr<OwnedCall> owned = (*stream)->take_call();
+  if (!owned) return error(Code::kOutOfMemory, "%s: no memory for the call", op.name);
   owned->call.op = id;
   LAPIDARY_RETURN_IF_ERROR(take_inputs(environment, op, command + 2, *device, *owned));
   double* attributes = command + 2 + op.input_count;
@@ -125,7 +126,11 @@ Status enqueue(Environment& environment) {
   for (int i = 0; i < owned->call.outputs; ++i) {
     const TensorView& view = owned->call.out[i];
     double* out = command + 1 + i * kOutputDoubles;
-    out[0] = environment.add_tensor(view, owned->buffers[kMaxInputs + i], device, true);
+    status = environment.add_tensor(view, owned->buffers[kMaxInputs + i], device, true, out[0]);
+    if (!status.ok()) {
+      while (i-- > 0) environment.remove_tensor(command[1 + i * kOutputDoubles]);
+      return status;
+    }
     out[1] = double(view.dtype);
     out[2] = double(view.layout);
     out[3] = view.rank;

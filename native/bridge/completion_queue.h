@@ -15,7 +15,7 @@ namespace lapidary {
 // A completion that settles a promise.
 struct PromiseCompletion : Completion {
   napi_deferred deferred = nullptr;
-  // The value to resolve with; JS thread, inside a handle scope.
+  // The value to resolve with; JS thread, inside a handle scope. Null rejects: with `code` where it sets one.
   virtual napi_value value(napi_env env) = 0;
   // Runs first on the JS thread, also where the completion is an error.
   virtual void arrive(napi_env) {}

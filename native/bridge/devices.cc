@@ -31,7 +31,12 @@ struct OpenCompletion final : PromiseCompletion {
     pthread_join(thread, nullptr);
   }
   napi_value value(napi_env env) override {
-    return Napi::Number::New(env, Environment::of(env).devices.add(std::move(device)));
+    double handle = 0;
+    const Status status = Environment::of(env).devices.add(std::move(device), "devices", handle);
+    if (status.ok()) return Napi::Number::New(env, handle);
+    code = status.code();
+    message = status.message();
+    return nullptr;
   }
   std::shared_ptr<Device> device;
   pthread_t thread = {};
@@ -132,7 +137,9 @@ Napi::Value create_stream(const Napi::CallbackInfo& info) {
   std::shared_ptr<Stream> stream;
   if (device) status = Stream::create(*device, environment.completions, stream);
   if (throw_if_error(info.Env(), status)) return {};
-  return Napi::Number::New(info.Env(), environment.streams.add(std::move(stream)));
+  double handle = 0;
+  if (throw_if_error(info.Env(), environment.streams.add(std::move(stream), "streams", handle))) return {};
+  return Napi::Number::New(info.Env(), handle);
 }
 
 void release_stream(const Napi::CallbackInfo& info) {

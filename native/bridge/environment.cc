@@ -1,6 +1,7 @@
 #include "bridge/environment.h"
 
 #include <cstdlib>
+#include <cstring>
 
 namespace lapidary {
 namespace {
@@ -56,9 +57,18 @@ Status Environment::allocate(const std::shared_ptr<Device>& device, int64_t byte
   return device->allocate(bytes, out);
 }
 
-double Environment::add_tensor(TensorView view, BufferRef buffer, std::shared_ptr<Device> device, bool owns_memory) {
-  if (owns_memory) account(buffer->bytes());
-  return tensors.add({view, std::move(buffer), std::move(device), owns_memory});
+Status Environment::add_tensor(TensorView view, BufferRef buffer, std::shared_ptr<Device> device, bool owns_memory,
+                               double& handle) {
+  const int64_t bytes = owns_memory ? buffer->bytes() : 0;
+  LAPIDARY_RETURN_IF_ERROR(
+      tensors.add({view, std::move(buffer), std::move(device), owns_memory}, "tensors of this environment", handle));
+  if (bytes) account(bytes);
+  return {};
+}
+
+void Environment::remove_tensor(double handle) {
+  TensorEntry entry;
+  if (tensors.remove(handle, entry) && entry.owns_memory) account(-entry.buffer->bytes());
 }
 
 TensorEntry* Environment::find_tensor(double handle, const char* what, Status& status) {
@@ -67,6 +77,14 @@ TensorEntry* Environment::find_tensor(double handle, const char* what, Status& s
   if (recorder && static_cast<PlannedBuffer*>(entry->buffer.get())->recorder() == recorder.get()) return entry;
   status = error(Code::kCapture, "%s: this tensor exists only inside the program that was captured with it", what);
   return nullptr;
+}
+
+napi_value to_array_buffer(napi_env env, const void* bytes, size_t count) {
+  void* data = nullptr;
+  napi_value buffer = nullptr;
+  if (napi_create_arraybuffer(env, count, &data, &buffer) != napi_ok) return nullptr;
+  if (count) memcpy(data, bytes, count);
+  return buffer;
 }
 
 bool throw_if_error(napi_env env, const Status& status) {

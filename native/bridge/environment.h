@@ -45,7 +45,9 @@ class Environment {
 
   // A tensor over fresh memory: placeholder memory while a program of this device is captured.
   Status allocate(const std::shared_ptr<Device>& device, int64_t bytes, BufferRef& out) const;
-  double add_tensor(TensorView view, BufferRef buffer, std::shared_ptr<Device> device, bool owns_memory);
+  Status add_tensor(TensorView view, BufferRef buffer, std::shared_ptr<Device> device, bool owns_memory,
+                    double& handle);
+  void remove_tensor(double handle);  // nothing where it is not live
 
   // The entry of a tensor handle that may be used now: live, and not a placeholder of a finished capture.
   TensorEntry* find_tensor(double handle, const char* what, Status& status);
@@ -53,6 +55,9 @@ class Environment {
  private:
   int64_t unreported_ = 0;
 };
+
+// A copy of `count` bytes as JavaScript sees it; null where it has no memory.
+napi_value to_array_buffer(napi_env env, const void* bytes, size_t count);
 
 // Throws the environment's LapidaryError for a failed status; true if it failed.
 bool throw_if_error(napi_env env, const Status& status);

@@ -5,19 +5,25 @@
 #include "bridge/arguments.h"
 #include "bridge/environment.h"
 #include "core/mapped_file.h"
+#include "ops/packed_form.h"
+#include "ops/weight_panels.h"
+#include "runtime/file_transfer.h"
 
 namespace lapidary {
 namespace {
 
 struct ReadCompletion final : PromiseCompletion {
-  napi_value value(napi_env env) override {
-    void* data = nullptr;
-    napi_value buffer = nullptr;
-    if (napi_create_arraybuffer(env, byte_count, &data, &buffer) != napi_ok) return nullptr;
-    if (byte_count) memcpy(data, bytes.get(), byte_count);
-    return buffer;
-  }
+  napi_value value(napi_env env) override { return to_array_buffer(env, bytes.get(), byte_count); }
 };
+
+// A new tensor's handle as a verb returns it.
+Napi::Value to_handle(Environment& environment, const TensorView& view, BufferRef buffer,
+                      const std::shared_ptr<Device>& device, bool owns_memory) {
+  double handle = 0;
+  const Status status = environment.add_tensor(view, std::move(buffer), device, owns_memory, handle);
+  if (throw_if_error(environment.env, status)) return {};
+  return Napi::Number::New(environment.env, handle);
+}
 
 // createTensor(device, dtype, dims, bytes | undefined) → handle. Without bytes the memory is zero.
 Napi::Value create_tensor(const Napi::CallbackInfo& info) {
@@ -43,7 +49,87 @@ Napi::Value create_tensor(const Napi::CallbackInfo& info) {
     (*device)->fill_zero(buffer->data(), size_t(bytes));
   }
   view.data = buffer->data();
-  return Napi::Number::New(info.Env(), environment.add_tensor(view, std::move(buffer), *device, true));
+  return to_handle(environment, view, std::move(buffer), *device, true);
+}
+
+// A byte offset in a file.
+Status offset_argument(const Napi::CallbackInfo& info, size_t index, const char* what, int64_t& out) {
+  const double offset = number_argument(info, index);
+  if (!(offset >= 0 && offset < 0x1p53 && std::floor(offset) == offset))
+    return error(Code::kInvalidArgument, "%s: offset: expected a non-negative integer, got %g", what, offset);
+  out = int64_t(offset);
+  return {};
+}
+
+// A packed tensor's form crosses as numbers, in this order.
+enum FormNumber { kLayoutVersion, kPanelRows, kGroup, kScaleDtype, kFlags, kBytes, kFormNumbers };
+
+// Gives `view`, contiguous so far, the packed form in an argument that may be absent.
+Status packed_form_argument(const Napi::CallbackInfo& info, size_t index, const DeviceTraits& device, const char* what,
+                            TensorView& view) {
+  if (index >= info.Length() || info[index].IsUndefined()) return {};
+  std::vector<double> numbers;
+  LAPIDARY_RETURN_IF_ERROR(numbers_argument(info, index, kFormNumbers, numbers));
+  if (numbers.size() != kFormNumbers)
+    return error(Code::kInternal, "%s: form: expected %d numbers", what, kFormNumbers);
+  if (numbers[kLayoutVersion] != kPanelLayoutVersion) {
+    return error(Code::kLayoutUnsupported, "%s: form: layoutVersion: expected %d, got %g", what, kPanelLayoutVersion,
+                 numbers[kLayoutVersion]);
+  }
+  for (int i : {kPanelRows, kGroup, kScaleDtype, kFlags}) {
+    if (!(numbers[i] >= 0 && numbers[i] <= 255) || std::floor(numbers[i]) != numbers[i])
+      return error(Code::kLayoutUnsupported, "%s: form: expected an integer from 0 to 255, got %g", what, numbers[i]);
+  }
+  view.layout = Layout::panels;
+  view.panel_rows = uint8_t(numbers[kPanelRows]);
+  view.group = uint16_t(numbers[kGroup]);
+  view.scale_dtype = uint8_t(numbers[kScaleDtype]);
+  view.flags = uint8_t(numbers[kFlags]);
+  LAPIDARY_RETURN_IF_ERROR(expect_readable_panels(view, device, what));
+  const int64_t bytes = storage_bytes(view);
+  if (numbers[kBytes] == double(bytes)) return {};
+  return error(Code::kShapeMismatch, "%s: form: bytes: expected %lld for %s, got %.0f", what, (long long)bytes,
+               describe(view).c_str(), numbers[kBytes]);
+}
+
+// loadTensor(stream, path, offset, dtype, dims, form | undefined) → handle
+Napi::Value load_tensor(const Napi::CallbackInfo& info) {
+  Environment& environment = Environment::of(info.Env());
+  Status status;
+  auto* stream = environment.streams.find(number_argument(info, 0), "Tensor.load", status);
+  TensorView view;
+  int64_t offset = 0;
+  if (stream) status = form_argument(info, 3, 4, "Tensor.load", view);
+  if (status.ok()) status = packed_form_argument(info, 5, (*stream)->device().traits(), "Tensor.load", view);
+  if (status.ok()) status = offset_argument(info, 2, "Tensor.load", offset);
+  std::shared_ptr<OpenFile> file;
+  if (status.ok()) status = open_file(string_argument(info, 1), offset, storage_bytes(view), "Tensor.load", file);
+  BufferRef buffer;
+  if (status.ok()) status = (*stream)->device().allocate(storage_bytes(view), buffer);
+  if (throw_if_error(info.Env(), status)) return {};
+  view.data = buffer->data();
+  const BoundTensor tensor{view, buffer};
+  Napi::Value handle = to_handle(environment, view, std::move(buffer), (*stream)->shared_device(), true);
+  if (!handle.IsEmpty()) push_load(**stream, tensor, std::move(file), offset);
+  return handle;
+}
+
+// packedForm(tensor) → [layoutVersion, panelRows, group, scaleDtype, flags, bytes]
+Napi::Value packed_form(const Napi::CallbackInfo& info) {
+  Environment& environment = Environment::of(info.Env());
+  Status status;
+  TensorEntry* entry = environment.find_tensor(number_argument(info, 0), "packedForm", status);
+  if (entry && entry->view.layout != Layout::panels) {
+    status =
+        error(Code::kLayoutUnsupported, "packedForm: expected packed weights, got %s", describe(entry->view).c_str());
+  }
+  if (throw_if_error(info.Env(), status)) return {};
+  const TensorView& view = entry->view;
+  const double numbers[kFormNumbers] = {kPanelLayoutVersion,      double(view.panel_rows), double(view.group),
+                                        double(view.scale_dtype), double(view.flags),      double(storage_bytes(view))};
+  Napi::Array array = Napi::Array::New(info.Env(), kFormNumbers);
+  for (uint32_t i = 0; i < kFormNumbers; ++i) array.Set(i, numbers[i]);
+  return array;
 }
 
 // mapTensor(device, path, offset, dtype, dims) → handle
@@ -53,19 +139,17 @@ Napi::Value map_tensor(const Napi::CallbackInfo& info) {
   auto* device = environment.devices.find(number_argument(info, 0), "Tensor.map", status);
   TensorView view;
   if (device) status = form_argument(info, 3, 4, "Tensor.map", view);
-  const double offset = number_argument(info, 2);
-  if (status.ok() && !(offset >= 0 && offset <= 0x1p53 && std::floor(offset) == offset)) {
-    status = error(Code::kInvalidArgument, "Tensor.map: offset: expected a non-negative integer, got %g", offset);
-  }
+  int64_t offset = 0;
+  if (status.ok()) status = offset_argument(info, 2, "Tensor.map", offset);
   BufferRef buffer;
-  if (status.ok()) status = map_file(string_argument(info, 1), int64_t(offset), storage_bytes(view), buffer);
+  if (status.ok()) status = map_file(string_argument(info, 1), offset, storage_bytes(view), buffer);
   if (throw_if_error(info.Env(), status)) return {};
   view.data = buffer->data();
-  return Napi::Number::New(info.Env(), environment.add_tensor(view, std::move(buffer), *device, false));
+  return to_handle(environment, view, std::move(buffer), *device, false);
 }
 
 Napi::Value add_view(Environment& environment, const TensorEntry& base, const TensorView& view) {
-  return Napi::Number::New(environment.env, environment.add_tensor(view, base.buffer, base.device, false));
+  return to_handle(environment, view, base.buffer, base.device, false);
 }
 
 // sliceTensor(tensor, axis, start, end) → handle
@@ -154,7 +238,7 @@ void write_tensor(const Napi::CallbackInfo& info) {
                    (long long)storage_bytes(view), describe(view).c_str(), source.count);
   }
   if (throw_if_error(info.Env(), status)) return;
-  (*stream)->push_write(view, entry->buffer, source.data, source.count);
+  throw_if_error(info.Env(), (*stream)->push_write(view, entry->buffer, source.data, source.count));
 }
 
 // readTensor(stream, tensor) → Promise<ArrayBuffer>
@@ -171,17 +255,41 @@ Napi::Value read_tensor(const Napi::CallbackInfo& info) {
   if (throw_if_error(info.Env(), status)) return {};
   auto completion = std::make_unique<ReadCompletion>();
   napi_value promise = environment.completions->expect(info.Env(), *completion);
-  (*stream)->push_read(entry->view, entry->buffer, std::move(completion));
+  (*stream)->push_read({{entry->view, entry->buffer}}, std::move(completion));
+  return Napi::Value(info.Env(), promise);
+}
+
+struct SaveCompletion final : PromiseCompletion {
+  napi_value value(napi_env env) override { return Napi::Number::New(env, double(byte_count)); }
+};
+
+// saveTensor(stream, tensor, path, offset) → Promise<bytes>
+Napi::Value save_tensor(const Napi::CallbackInfo& info) {
+  Environment& environment = Environment::of(info.Env());
+  Status status;
+  auto* stream = environment.streams.find(number_argument(info, 0), "Tensor.save", status);
+  TensorEntry* entry = stream ? environment.find_tensor(number_argument(info, 1), "Tensor.save", status) : nullptr;
+  int64_t offset = 0;
+  if (entry) status = offset_argument(info, 3, "Tensor.save", offset);
+  if (!status.ok()) {
+  } else if (entry->buffer->planned()) {
+    status = error(Code::kCapture, "Tensor.save: not possible while a program is captured");
+  } else if (entry->device != (*stream)->shared_device()) {
+    status = error(Code::kDeviceMismatch, "Tensor.save: the tensor is on another device than the stream");
+  } else if (entry->view.layout != Layout::panels && !is_contiguous(entry->view)) {
+    status = error(Code::kLayoutUnsupported, "Tensor.save: expected a contiguous tensor, got %s",
+                   describe(entry->view).c_str());
+  }
+  if (throw_if_error(info.Env(), status)) return {};
+  auto completion = std::make_unique<SaveCompletion>();
+  napi_value promise = environment.completions->expect(info.Env(), *completion);
+  push_save(**stream, {entry->view, entry->buffer}, string_argument(info, 2), offset, std::move(completion));
   return Napi::Value(info.Env(), promise);
 }
 
 // releaseTensor(handle): no error where it is not live (garbage collection and dispose() may both get here).
 void release_tensor(const Napi::CallbackInfo& info) {
-  Environment& environment = Environment::of(info.Env());
-  TensorEntry entry;
-  if (environment.tensors.remove(number_argument(info, 0), entry) && entry.owns_memory) {
-    environment.account(-entry.buffer->bytes());
-  }
+  Environment::of(info.Env()).remove_tensor(number_argument(info, 0));
 }
 
 }  // namespace
@@ -189,6 +297,9 @@ void release_tensor(const Napi::CallbackInfo& info) {
 void export_tensors(Napi::Env env, Napi::Object exports) {
   exports.Set("createTensor", Napi::Function::New<create_tensor>(env));
   exports.Set("mapTensor", Napi::Function::New<map_tensor>(env));
+  exports.Set("loadTensor", Napi::Function::New<load_tensor>(env));
+  exports.Set("saveTensor", Napi::Function::New<save_tensor>(env));
+  exports.Set("packedForm", Napi::Function::New<packed_form>(env));
   exports.Set("sliceTensor", Napi::Function::New<slice_tensor>(env));
   exports.Set("reshapeTensor", Napi::Function::New<reshape_tensor>(env));
   exports.Set("writeTensor", Napi::Function::New<write_tensor>(env));

@@ -19,11 +19,19 @@ const char* code_name(Code code) {
 
 Status error(Code code, const char* format, ...) {
   char text[512];
-  va_list arguments;
+  va_list arguments, again;
   va_start(arguments, format);
-  vsnprintf(text, sizeof text, format, arguments);
+  va_copy(again, arguments);
+  const int length = vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
-  return Status(code, text);
+  std::string message(text);
+  if (length >= int(sizeof text)) {  // a long path
+    message.resize(size_t(length) + 1);
+    vsnprintf(message.data(), message.size(), format, again);
+    message.pop_back();
+  }
+  va_end(again);
+  return Status(code, std::move(message));
 }
 
 }  // namespace lapidary

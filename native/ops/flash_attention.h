@@ -6,17 +6,15 @@
 //   q  f32|bf16 [tokens, queryHeads, headDim]    query head h uses kv head h / (queryHeads / kvHeads)
 //   k, v  f32|bf16|f16|i8, one dtype and shape. Either
 //     plain   [keys, kvHeads, headDim], or
-//     paged   [pages, kvHeads, pageTokens, headDim] with a pageTable: logical key j of sequence s is slot j mod
-//     pageTokens of
-//             page pageTable[s][(j / pageTokens) mod tableWidth]. A ring is simply a narrow table.
+//     paged   [pages, kvHeads, pageTokens, headDim] with a pageTable: logical key j of sequence s is slot
+//             j mod pageTokens of page pageTable[s][(j / pageTokens) mod tableWidth]. A ring is simply a narrow table.
 //   queryStarts  i32 [sequences + 1]: tokens queryStarts[s] … queryStarts[s + 1] − 1 are the queries of sequence s.
-//   Absent: one
-//                sequence. Tokens before the first and after the last start belong to no sequence; their rows are
-//                zeros.
+//                Absent: one sequence. Tokens before the first and after the last start belong to no sequence; their
+//                rows are zeros.
 //   keyStarts    i32 [sequences + 1], plain only: the same for keys. Absent: one sequence, all keys.
-//   pageTable    i32 [sequences, tableWidth], paged only. Entries that no visible key needs are not read
-//   keyLengths   i32 [sequences]: how many keys each sequence has so far, absolute (may exceed what a ring holds).
-//   Paged: required.
+//   pageTable    i32 [sequences, tableWidth], paged only. Entries that no visible key needs do not matter.
+//   keyLengths   i32 [sequences]: how many keys each sequence has so far, absolute.
+//                Paged: required. May exceed what a ring holds; at most 2³¹ − 1024.
 //                Plain: optional, at most what keyStarts allots (a cache with room to grow).
 //   keyLow, keyHigh  i32 [tokens], together: the visible interval of each token in logical keys of its sequence,
 //                0 ≤ lo, hi ≤ keyLength; lo ≥ hi sees nothing. Overrides causal and window.
@@ -24,10 +22,10 @@
 //   output       out [tokens, queryHeads, headDim]
 //
 //   scale     default 0: 1 / √headDim. Finite
-//   causal    default true. Query i of n stands at position p = keyLength − n + i and sees [0, p + 1); not causal: [0,
-//   keyLength) window    default 0: no limit. Otherwise causal rows see their last `window` keys, their own included:
-//   [p + 1 − window, p + 1).
-//             Only with causal; other windows are a matter of keyLow and keyHigh
+//   causal    default true. Query i of n stands at position p = keyLength − n + i and sees [0, p + 1).
+//             Not causal: [0, keyLength)
+//   window    default 0: no limit. Otherwise causal rows see their last `window` keys, their own included:
+//             [p + 1 − window, p + 1). Only with causal; other windows are a matter of keyLow and keyHigh
 //   softcap   default 0: none
 //   outputDtype  same (as q) | f32 | bf16
 //
@@ -47,10 +45,11 @@
 // Scores of large magnitude lose what their exponents round: a score of 100 has an error of 100 · 2⁻²⁴ in any f32.
 // A result does not depend on the number of threads, nor on the other sequences of the batch.
 //
-// Bad device data is ERR_INDEX_OUT_OF_RANGE: starts that are not monotone or not inside (all rows become zeros); a
-// keyLength that is negative or beyond the plain keys (the sequence's rows become zeros); an interval outside
-// [0, keyLength] or reaching before the last tableWidth · pageTokens keys of a ring (that row does); a page number
-// outside the cache (rows of that sequence are zeros or lack some keys).
+// Bad device data is ERR_INDEX_OUT_OF_RANGE, and these rows become zeros:
+//   all           starts that are not monotone or not inside
+//   a sequence's  a keyLength that is negative, beyond the plain keys or above 2³¹ − 1024
+//   a row         an interval outside [0, keyLength], or reaching before the last tableWidth · pageTokens keys of a ring;
+//                 a key it sees is on a page whose number is outside the cache
 //
 // Cost: 4 · headDim operations per visible (query, key) pair. Bytes: q and out once, k and v once.
 #pragma once

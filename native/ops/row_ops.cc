@@ -316,4 +316,38 @@ const Contract& contract_cast() {
   return contract;
 }
 
+// ── mean_rows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+namespace mean_rows {
+
+using Input = MeanRowsInput;
+const InputSpec kInputs[] = {{"x"}, {"starts"}};
+
+static Status plan(PlanContext& context) {
+  LAPIDARY_RETURN_IF_ERROR(expect_rows(context, Input::x));
+  LAPIDARY_RETURN_IF_ERROR(expect_rank(context, Input::x, 2));
+  LAPIDARY_RETURN_IF_ERROR(expect_rank(context, Input::starts, 1));
+  LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, Input::starts, {DType::i32}));
+  LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, Input::starts));
+  const TensorView& starts = context.call.in[Input::starts];
+  if (starts.dims[0] < 1) {
+    return error(Code::kShapeMismatch, "mean_rows: starts: expected one more than there are sequences, got %s",
+                 describe(starts).c_str());
+  }
+  set_output(context, 0, DType::f32, {starts.dims[0] - 1, columns(context.call.in[Input::x])});
+  return {};
+}
+
+static Cost cost(const Call& call) {
+  return {double(storage_bytes(call.in[Input::x])) + double(storage_bytes(call.out[0])),
+          double(element_count(call.in[Input::x]))};
+}
+
+}  // namespace mean_rows
+
+const Contract& contract_mean_rows() {
+  using namespace mean_rows;
+  static const Contract contract = {"mean_rows", kInputs, Input::kCount, nullptr, 0, kOut, 1, plan, cost};
+  return contract;
+}
+
 }  // namespace lapidary

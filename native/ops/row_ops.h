@@ -10,12 +10,16 @@
 //   add(a, b)                       out = a + b
 //   softcap(x)                      out = cap · tanh(x / cap)
 //   cast(x)                         out = x
+//   mean_rows(x, starts)            out[s] = mean of the rows x[starts[s]] … x[starts[s + 1] − 1], in f32
 //
 // Inputs
 //   x, gate, a, residual   f32, bf16 or f16 [.., n], rank 1 … 4; the last dimension contiguous, leading ones strided at
 //                          will. residual has the shape of x, not necessarily its dtype.
 //   up                     shape and dtype of gate. Without it gate is [.., 2n]: gate in the first n columns, up after.
 //   b                      a's shape, or one row [n] for all of a's; a's dtype or f32
+//   starts                 i32 [sequences + 1], contiguous, not decreasing, from 0 to the rows of mean_rows' x, which has
+//                          two dimensions; anything else is ERR_INDEX_OUT_OF_RANGE, and the sequence's mean is zeros,
+//                          as is that of no rows
 //   weights, bias          f32 [n], contiguous. An absent weight is not multiplied at all, weightBias included; an
 //                          absent bias is not added.
 // Attributes
@@ -33,6 +37,7 @@
 // Arithmetic is f32 whatever the dtypes; only outputs are rounded. With u = 2⁻²⁴ and gamma(k) = k·u / (1 − k·u):
 //   sums over a row        run in at least 16 interleaved partial sums, folded in pairs: an error of at most
 //                          gamma(n / 16 + 8) times the sum of magnitudes
+//   means                  sums of 32 rows are summed: at most gamma(32 + rows / 32 + 1) times the sum of magnitudes
 //   gelu                   1.92 ulp for x ≥ 0; 5·(1 + |√(2/π)·(x + 0.044715·x³)|)·u relative, 2⁻¹²⁴ absolute below
 //   tanh of softcap        2.61 ulp
 // Squares must stay in range: |x| < 2⁶⁰, n < 2²⁴. NaN fills its row in norms and its element elsewhere; a row with an
@@ -66,6 +71,10 @@ struct LayerNormInput {
 };
 struct LayerNormParams {
   float eps;
+};
+
+struct MeanRowsInput {
+  enum Index { x, starts, kCount };
 };
 
 struct SoftcapParams {

@@ -103,7 +103,7 @@ BoundTensor Recorder::add_input(const TensorView& like) {
   return input;
 }
 
-Status Recorder::finish(const std::vector<BoundTensor>& outputs, std::shared_ptr<Program>& out) {
+Status Recorder::finish(const std::vector<BoundTensor>& outputs, const Program* arena, std::shared_ptr<Program>& out) {
   auto program = std::make_shared<Program>();
   program->stream_ = stream_;
   program->inputs_ = std::move(inputs_);
@@ -164,7 +164,12 @@ Status Recorder::finish(const std::vector<BoundTensor>& outputs, std::shared_ptr
   program->info_.calls = program->calls_.size();
   program->info_.arena_bytes = plan_arena(lifetimes);
   for (const Lifetime& lifetime : lifetimes) program->info_.intermediate_bytes += lifetime.bytes;
-  LAPIDARY_RETURN_IF_ERROR(stream_->device().allocate(program->info_.arena_bytes, program->arena_));
+  if (arena && arena->stream_ == stream_ && program->info_.arena_bytes <= arena->arena_->bytes()) {
+    program->arena_ = arena->arena_;
+    program->info_.shares_arena = true;
+  } else {
+    LAPIDARY_RETURN_IF_ERROR(stream_->device().allocate(program->info_.arena_bytes, program->arena_));
+  }
   for (const Placement& placement : placements) {
     argument_view(program->calls_[placement.call]->call, placement.argument).data =
         program->arena_->data() + lifetimes[placement.lifetime].offset + placement.offset;

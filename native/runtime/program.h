@@ -24,16 +24,11 @@ class PlannedBuffer final : public Buffer {
   const void* recorder_;
 };
 
-// A tensor together with the buffer that its view points into.
-struct BoundTensor {
-  TensorView view;
-  BufferRef buffer;
-};
-
 struct ProgramInfo {
   size_t calls = 0;
   int64_t arena_bytes = 0;         // what the intermediates take, sharing memory
   int64_t intermediate_bytes = 0;  // what they would take each on its own
+  bool shares_arena = false;       // with another program
 };
 
 class Program : public std::enable_shared_from_this<Program> {
@@ -88,7 +83,9 @@ class Recorder {
   // Declares the next input; contiguous.
   BoundTensor add_input(const TensorView& like);
   void append(std::unique_ptr<OwnedCall> call) { calls_.push_back(std::move(call)); }
-  Status finish(const std::vector<BoundTensor>& outputs, std::shared_ptr<Program>& out);
+  // `arena`: a program of the same stream whose arena serves this one too where it is large enough; may be null. No
+  // intermediate outlives a replay, and replays of one stream run one after the other.
+  Status finish(const std::vector<BoundTensor>& outputs, const Program* arena, std::shared_ptr<Program>& out);
 
  private:
   std::shared_ptr<Stream> stream_;

@@ -1,6 +1,7 @@
 #include "runtime/stream.h"
 
 #include <sched.h>
+#include <signal.h>
 
 #include <chrono>
 #include <cstring>
@@ -50,24 +51,35 @@ void gather(Device& device, const TensorView& view, unsigned char* out) {
 
 struct ReadItem final : WorkItem {
   void run(Stream& stream) override {
-    if (!stream.failed() && !buffer->readable()) stream.fail(Code::kFile, "read: the mapped file has become shorter");
-    if (!stream.failed()) {
-      const size_t count = size_t(storage_bytes(view));
-      completion->bytes.reset(new (std::nothrow) unsigned char[count ? count : 1]);
-      if (completion->bytes) {
-        completion->byte_count = count;
-        gather(stream.device(), view, completion->bytes.get());
-      } else {
-        completion->code = Code::kOutOfMemory;
-        completion->message = "read: no memory for " + std::to_string(count) + " bytes";
-      }
+    for (const BoundTensor& tensor : tensors) {
+      if (!stream.failed() && !tensor.buffer->readable())
+        stream.fail(Code::kFile, "read: the mapped file has become shorter");
     }
-    buffer.reset();  // before the caller hears of it: guard regions are then checked in time
+    if (!stream.failed()) read(stream);
+    tensors.clear();  // before the caller hears of it: guard regions are then checked in time
     stream.complete(std::move(completion));
   }
+  void read(Stream& stream) {
+    size_t count = 0;
+    for (const BoundTensor& tensor : tensors) {
+      completion->part_bytes.push_back(size_t(storage_bytes(tensor.view)));
+      count += completion->part_bytes.back();
+    }
+    completion->bytes.reset(new (std::nothrow) unsigned char[count ? count : 1]);
+    if (!completion->bytes) {
+      completion->code = Code::kOutOfMemory;
+      completion->message = "read: no memory for " + std::to_string(count) + " bytes";
+      return;
+    }
+    completion->byte_count = count;
+    unsigned char* to = completion->bytes.get();
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      gather(stream.device(), tensors[i].view, to);
+      to += completion->part_bytes[i];
+    }
+  }
   void cancel(Stream& stream) override { stream.complete_disposed(std::move(completion)); }
-  TensorView view;
-  BufferRef buffer;
+  std::vector<BoundTensor> tensors;
   std::unique_ptr<Completion> completion;
 };
 
@@ -167,7 +179,7 @@ std::unique_ptr<OwnedCall> Stream::take_call() {
       return call;
     }
   }
-  return std::make_unique<OwnedCall>();
+  return std::unique_ptr<OwnedCall>(new (std::nothrow) OwnedCall());
 }
 
 // Lets go of executed items; calls are kept for take_call().
@@ -185,20 +197,21 @@ void Stream::recycle(std::vector<std::unique_ptr<WorkItem>>& items, size_t begin
   }
 }
 
-void Stream::push_write(const TensorView& view, BufferRef buffer, const void* bytes, size_t count) {
+Status Stream::push_write(const TensorView& view, BufferRef buffer, const void* bytes, size_t count) {
   auto item = std::make_unique<WriteItem>();
   item->view = view;
   item->buffer = std::move(buffer);
-  item->bytes = std::make_unique<unsigned char[]>(count);
+  item->bytes.reset(new (std::nothrow) unsigned char[count ? count : 1]);
+  if (!item->bytes) return error(Code::kOutOfMemory, "write: no memory for a copy of %zu bytes", count);
   item->count = count;
   if (count) memcpy(item->bytes.get(), bytes, count);
   push(std::move(item));
+  return {};
 }
 
-void Stream::push_read(const TensorView& view, BufferRef buffer, std::unique_ptr<Completion> completion) {
+void Stream::push_read(std::vector<BoundTensor> tensors, std::unique_ptr<Completion> completion) {
   auto item = std::make_unique<ReadItem>();
-  item->view = view;
-  item->buffer = std::move(buffer);
+  item->tensors = std::move(tensors);
   item->completion = std::move(completion);
   push(std::move(item));
 }
@@ -262,6 +275,11 @@ void Stream::execute(const Step* steps, size_t count) {
 
 void Stream::run() {
   device_->start_thread();
+  // A write beyond the process's limit of file sizes is then EFBIG, not the end of the process.
+  sigset_t too_large;
+  sigemptyset(&too_large);
+  sigaddset(&too_large, SIGXFSZ);
+  pthread_sigmask(SIG_BLOCK, &too_large, nullptr);
   std::vector<std::unique_ptr<WorkItem>> items;
   uint64_t taken = 0;
   while (!closing_.load(std::memory_order_acquire)) {

@@ -21,8 +21,15 @@ struct Completion {
   virtual ~Completion() = default;
   Code code = Code::kOk;
   std::string message;
-  std::unique_ptr<unsigned char[]> bytes;  // what was read
+  std::unique_ptr<unsigned char[]> bytes;  // what was read, one tensor after the other
   size_t byte_count = 0;
+  std::vector<size_t> part_bytes;  // of each tensor
+};
+
+// A tensor together with the buffer that its view points into.
+struct BoundTensor {
+  TensorView view;
+  BufferRef buffer;
 };
 
 // Where completions go: one per JS environment. Any thread. After close() they are dropped.
@@ -65,12 +72,12 @@ class Stream {
   const std::shared_ptr<Device>& shared_device() const { return device_; }
 
   // An empty call to fill and push. They are recycled: a call is 2 KB, and memory that one thread allocates and another
-  // frees makes both wait for the allocator.
+  // frees makes both wait for the allocator. Null where there is no memory.
   std::unique_ptr<OwnedCall> take_call();
   // Overwrites the view's memory (contiguous) in order with the calls around it. `bytes` is copied before return.
-  void push_write(const TensorView& view, BufferRef buffer, const void* bytes, size_t count);
-  // Completes with the view's bytes, rows packed.
-  void push_read(const TensorView& view, BufferRef buffer, std::unique_ptr<Completion> completion);
+  Status push_write(const TensorView& view, BufferRef buffer, const void* bytes, size_t count);
+  // Completes with the tensors' bytes, rows packed.
+  void push_read(std::vector<BoundTensor> tensors, std::unique_ptr<Completion> completion);
   void push_synchronize(std::unique_ptr<Completion> completion);
   // Everything pushed to this stream from now on waits for everything pushed to `other` until now.
   void push_wait(Stream& other);

@@ -4,16 +4,20 @@ import { cpSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Worker } from 'node:worker_threads'
-import { beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { add, Tensor } from '../../lib/index.ts'
 import { childPath, compileLibrary, packageRoot, runChild } from '../support/child.ts'
 import { anyDevice } from '../support/devices.ts'
 
 beforeAll(compileLibrary)
 
+const folder = mkdtempSync(join(tmpdir(), 'lapidary-'))
+afterAll(() => rmSync(folder, { recursive: true }))
+const saved = join(folder, 'saved')
+
 describe('exit in flight', () => {
   test('process.exit(0)', async () => {
-    const result = await runChild('exit-in-flight.mjs', ['exit'])
+    const result = await runChild('exit-in-flight.mjs', ['exit', saved])
     expect(result).toMatchObject({ code: 0, signal: null, stderr: '' })
   })
 
@@ -26,18 +30,18 @@ describe('exit in flight', () => {
   })
 
   test('an uncaught exception keeps its exit code', async () => {
-    const result = await runChild('exit-in-flight.mjs', ['throw'])
+    const result = await runChild('exit-in-flight.mjs', ['throw', saved])
     expect(result).toMatchObject({ code: 1, signal: null })
     expect(result.stderr).toMatch(/on purpose/)
   })
 
   test('a signal', async () => {
-    const result = await runChild('exit-in-flight.mjs', ['kill'])
+    const result = await runChild('exit-in-flight.mjs', ['kill', saved])
     expect(result).toMatchObject({ code: null, signal: 'SIGTERM' })
   })
 
   test('the script ends: a pending read keeps the process alive until it has resolved', async () => {
-    const result = await runChild('exit-in-flight.mjs', ['end'])
+    const result = await runChild('exit-in-flight.mjs', ['end', saved])
     expect(result).toMatchObject({ code: 0, signal: null, stderr: '', stdout: `read ${512 * 512}\n` })
   })
 
@@ -82,6 +86,16 @@ describe('workers', () => {
       expect(await exit).toBe(1)
       using sum = add(x, x)
       expect([...(await sum.read())]).toEqual([2, 4])
+    }
+  })
+
+  test('termination amid executes, loads and saves', async () => {
+    for (let round = 0; round < 6; round++) {
+      const { worker, message, exit } = startWorker({ role: 'transfers', path: join(folder, 'worker.bin') })
+      expect(await message).toBe('working')
+      await new Promise((resolve) => setTimeout(resolve, 7 * round))
+      await worker.terminate()
+      expect(await exit).toBe(1)
     }
   })
 

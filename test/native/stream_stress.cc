@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <condition_variable>
 #include <mutex>
 
+#include "runtime/file_transfer.h"
 #include "runtime/program.h"
 
 namespace lapidary {
@@ -146,7 +148,7 @@ void push_failing_call(Stream& stream) {
 Code read(Stream& stream, Sink& sink, const BoundTensor& tensor, std::vector<float>& values) {
   bool done = false;
   Code code = Code::kOk;
-  stream.push_read(tensor.view, tensor.buffer, sink.expect_answer(&done, &code, &values));
+  stream.push_read({tensor}, sink.expect_answer(&done, &code, &values));
   sink.wait(done);
   return code;
 }
@@ -167,7 +169,8 @@ bool all_equal(const std::vector<float>& values, float expected) {
 }
 
 // out = x + n·1 in n calls.
-std::shared_ptr<Program> capture_chain(const std::shared_ptr<Stream>& stream, const BoundTensor& one, int calls) {
+std::shared_ptr<Program> capture_chain(const std::shared_ptr<Stream>& stream, const BoundTensor& one, int calls,
+                                       const Program* arena = nullptr) {
   Recorder recorder(stream);
   BoundTensor value = recorder.add_input(one.view);
   for (int i = 0; i < calls; ++i) {
@@ -176,7 +179,7 @@ std::shared_ptr<Program> capture_chain(const std::shared_ptr<Stream>& stream, co
     value = next;
   }
   std::shared_ptr<Program> program;
-  expect(recorder.finish({value}, program).ok(), "finish");
+  expect(recorder.finish({value}, arena, program).ok(), "finish");
   expect(program->info().calls == size_t(calls), "program.info().calls");
   expect(program->info().arena_bytes < program->info().intermediate_bytes, "the arena is smaller than its parts");
   return program;
@@ -211,6 +214,39 @@ void* run_client(void* argument) {
   }
   expect(read(*stream, *sink, value, values) == Code::kOk && all_equal(values, 5 * kChain + 1), "replays");
 
+  // Two programs with one arena, in turns.
+  const std::shared_ptr<Program> sharing = capture_chain(stream, one, kChain / 2, program.get());
+  expect(sharing->info().shares_arena && !program->info().shares_arena, "the second program shares the arena");
+  value = one;
+  for (int i = 0; i < 6; ++i) {
+    std::vector<BoundTensor> outputs;
+    expect((i % 2 ? sharing : program)->replay({value}, outputs).ok(), "replay");
+    value = outputs[0];
+  }
+  expect(read(*stream, *sink, value, values) == Code::kOk && all_equal(values, 3 * kChain + 3 * kChain / 2 + 1),
+         "programs that share an arena");
+
+  // Out to a file and back, while others use the pool.
+  const std::string path =
+      std::string("/tmp/lapidary-stress-") + std::to_string(getpid()) + "-" + std::to_string(client.number);
+  bool saved = false;
+  Code save_code = Code::kOk;
+  push_save(*stream, value, path, 4096, sink->expect_answer(&saved, &save_code, nullptr));
+  sink->wait(saved);
+  std::shared_ptr<OpenFile> file;
+  expect(save_code == Code::kOk && open_file(path, 4096, kElements * 4, "stress", file).ok(), "save");
+  for (int i = 0; i < 20; ++i) {
+    BoundTensor loaded = make_tensor(*client.device, DType::f32, {kElements});
+    push_load(*stream, loaded, file, 4096);
+    value = add(*stream, loaded, one);
+  }
+  expect(read(*stream, *sink, value, values) == Code::kOk && all_equal(values, 3 * kChain + 3 * kChain / 2 + 2),
+         "load");
+  expect(truncate(path.c_str(), 5000) == 0, "truncate");
+  push_load(*stream, make_tensor(*client.device, DType::f32, {kElements}), file, 4096);
+  expect(synchronize(*stream, *sink) == Code::kFile, "a file that was cut is an error");
+  unlink(path.c_str());
+
   // A tensor made on one stream, used on the other.
   for (int i = 0; i < 20; ++i) {
     BoundTensor first = add(*stream, one, one);
@@ -238,7 +274,7 @@ void* run_client(void* argument) {
   second->push_wait(*stream);
   bool done = false;
   Code code = Code::kOk;
-  second->push_read(outputs[0].view, outputs[0].buffer, sink->expect_answer(&done, &code, &values));
+  second->push_read({outputs[0]}, sink->expect_answer(&done, &code, &values));
   (client.number % 2 ? stream : second)->close();
   (client.number % 2 ? second : stream)->close();
   sink->wait(done);

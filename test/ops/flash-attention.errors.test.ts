@@ -47,6 +47,14 @@ describe('flashAttention rejects', () => {
     )
   })
 
+  test('q without heads, whatever k has', async () => {
+    const { zeros } = await setUp()
+    for (const kvHeads of [0, 1, 2]) {
+      const [q, k] = [zeros([3, 0, 16]), zeros([5, kvHeads, 16])]
+      throwsCode(() => flashAttention(q, k, k), 'ERR_SHAPE_MISMATCH', /queryHeads/)
+    }
+  })
+
   test('dtypes it does not take', async () => {
     const { zeros, q, k } = await setUp()
     const rejects = (body: () => unknown, message: RegExp) => throwsCode(body, 'ERR_DTYPE_UNSUPPORTED', message)

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { type Device, flashAttention, Tensor } from '../../lib/index.ts'
 import { compare } from '../support/compare.ts'
 import { type Cut, cutTensor, cutValues } from '../support/cuts.ts'
-import { download, forEachIsa, upload, valuesOf } from '../support/devices.ts'
+import { download, fast, forEachIsa, isasFor, upload, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { type HostTensor, hostTensor } from '../support/host-tensor.ts'
 import { gamma, type PlainDType, unitRoundoff } from '../support/numbers.ts'
@@ -17,12 +17,20 @@ import {
   type OnDevice,
   rowOf,
   run,
+  tableWidthOf,
   tokensOf,
   visible,
 } from './flash-attention.cases.ts'
 import { type Expectation, reference } from './flash-attention.reference.ts'
 
 const dtypes = ['f32', 'bf16', 'f16', 'i8'] as const
+/**
+ * Every fourth of the cases in a fast run. `of` tells tests that share a list which fourth is theirs, so that together they
+ * leave none out.
+ */
+const share = <T>(all: readonly T[], of = 0) => (fast ? all.filter((_, i) => i % 4 === of) : all)
+const forEachKernel = (body: (device: Device) => unknown) => forEachIsa(body, { isas: isasFor(['flash_attention']) })
+
 const genericIsas = ['scalar', 'avx2', 'avx512', 'neon']
 
 function uploadAll(device: Device, h: Inputs): OnDevice {
@@ -130,6 +138,12 @@ const countingCases: readonly Case[] = [
       { name: `ring of pages of ${pageTokens}`, ...ring, queries: [35, 1, 2, 12], keys: [200, 65, 64, 12] },
       { name: `ring of pages of ${pageTokens}, far`, ...ring, queries: [1, 35], keys: [1_000_003, 2 ** 30] },
       {
+        name: `ring of pages of ${pageTokens}, longest`,
+        ...ring,
+        queries: [1, 35],
+        keys: [2 ** 31 - 1024, 2 ** 31 - 1025],
+      },
+      {
         name: `ring of pages of ${pageTokens}, intervals`,
         ...ring,
         queries: [1, 35],
@@ -141,16 +155,16 @@ const countingCases: readonly Case[] = [
 ]
 
 describe('flashAttention sees exactly the visible keys', () => {
-  for (const kvDtype of dtypes) {
+  for (const [i, kvDtype] of dtypes.entries()) {
     test(kvDtype, async () => {
-      for (const plain of countingCases) {
+      for (const plain of share(countingCases, i)) {
         const c: Case = { ...plain, kvDtype, dtype: kvDtype === 'f16' ? 'bf16' : 'f32' }
         const { inputs, sums, seen } = counting(c)
         const tokenSize = c.queryHeads * c.headDim
         // A weight is off by at most its rounding to bf16 and by 2^-13; so is the sum by the latter.
         const largest = sums.reduce((most, sum) => Math.max(most, sum), 0)
         expect(largest * (unitRoundoff('bf16') + 2 ** -12 + gamma(4 * Math.max(1, ...seen)))).toBeLessThan(0.25)
-        await forEachIsa(async (device) => {
+        await forEachKernel(async (device) => {
           const out = await valuesOf(run(c, uploadAll(device, inputs)))
           const got = out.map((value, i) => value * seen[Math.floor(i / tokenSize)]!)
           const wrong = got.findIndex((value, i) => !(Math.abs(value - sums[i]!) < 0.25))
@@ -161,18 +175,20 @@ describe('flashAttention sees exactly the visible keys', () => {
       }
     })
   }
+  if (fast)
+    test.skip(`LAPIDARY_TEST_FAST runs each of ${countingCases.length} cases with one of ${dtypes.length} dtypes`)
 })
 
 // ── the same by another way ───────────────────────────────────────────────────────────────────────────────────────────
 
 describe('flashAttention', () => {
   test('kernels that multiply in f32 are as accurate as f32 allows, in all cases of bf16 and i8 keys', async () => {
-    const some = cases.filter((c) => ['bf16', 'i8'].includes(c.kvDtype ?? 'f32')).filter((_, i) => i % 3 === 0)
-    expect(some.length).toBeGreaterThan(10)
-    for (const c of some) {
+    const third = cases.filter((c) => ['bf16', 'i8'].includes(c.kvDtype ?? 'f32')).filter((_, i) => i % 3 === 0)
+    expect(third.length).toBeGreaterThan(10)
+    for (const c of share(third)) {
       const h = makeInputs(c, Random.named(`f32 kind/${c.name}`))
       const [{ value, bound }] = reference(c, h, true) as [Expectation]
-      await forEachIsa(async (device) => {
+      await forEachKernel(async (device) => {
         if (!genericIsas.includes(device.info().kernels.flash_attention!)) return
         const result = compare(await valuesOf(run(c, uploadAll(device, h))), value, bound)
         expect(result.failures, `${c.name}: ${JSON.stringify(result.worst)}`).toBe(0)
@@ -187,7 +203,7 @@ describe('flashAttention', () => {
         const h = makeInputs(c, Random.named('rows'))
         const [{ bound }] = reference(c, h) as [Expectation]
         const tokenSize = c.queryHeads * c.headDim
-        await forEachIsa(async (device) => {
+        await forEachKernel(async (device) => {
           const { q, k, v } = uploadAll(device, h)
           const whole = await valuesOf(flashAttention(q, k, v, { window }))
           for (const i of [0, 1, 16, 31, 32, 33, 64, 69]) {
@@ -221,7 +237,7 @@ describe('flashAttention', () => {
       keyHigh: column(intervals.map(({ high }) => high)),
     }
     const [expected] = reference(c, h) as [Expectation]
-    await forEachIsa(async (device) => {
+    await forEachKernel(async (device) => {
       const [a, b] = [await valuesOf(run(c, uploadAll(device, h))), await valuesOf(run(c, uploadAll(device, explicit)))]
       expectAlike(a, b, expected)
     })
@@ -252,7 +268,7 @@ describe('flashAttention', () => {
           const q = within(random, dtype === 'f32' ? 'f32' : 'bf16', [tokens, queryHeads, headDim])
           const [k, v] = [within(random, dtype, keys), within(random, dtype, keys)]
           const scales = random.uniform('f32', keys.slice(0, -1), 0.005, 0.02)
-          await forEachIsa(async (device) => {
+          await forEachKernel(async (device) => {
             const options = {
               window: 33,
               ...(dtype === 'i8' && { kScales: upload(device, scales), vScales: upload(device, scales) }),
@@ -289,14 +305,14 @@ describe('flashAttention', () => {
   test('what a key holds does not enter rows that do not see it', async () => {
     // Largest finite values in v; in k, which only makes scores, also what is not finite.
     const huge = { f32: 3e38, bf16: 3e38, f16: 65504, i8: 127 }
-    for (const kvDtype of dtypes) {
+    for (const [i, kvDtype] of dtypes.entries()) {
       for (const softcap of [0, 20]) {
         const c: Case = { name: '', ...grouped, headDim: 32, queries: [70], keys: [100], window: 25, kvDtype, softcap }
         const h = makeInputs(c, Random.named('leaks'))
         const rowSize = c.queryHeads * c.headDim
-        await forEachIsa(async (device) => {
+        await forEachKernel(async (device) => {
           const clean = await bytesOf(run(c, uploadAll(device, h)))
-          for (const key of [12, 40, 63, 99]) {
+          for (const key of share([12, 40, 63, 99], i)) {
             for (const poison of kvDtype === 'i8' ? [127] : [huge[kvDtype], Number.NaN, Number.NEGATIVE_INFINITY]) {
               const at = (row: number) => Math.floor(row / c.kvHeads) === key
               const got = await bytesOf(
@@ -311,12 +327,12 @@ describe('flashAttention', () => {
                   }),
                 ),
               )
-              for (let i = 0; i < 70; i++) {
-                const { low, high } = visible(c, h, 0, i)
+              for (let row = 0; row < 70; row++) {
+                const { low, high } = visible(c, h, 0, row)
                 if (key >= low && key < high) continue
-                const range = [4 * i * rowSize, 4 * (i + 1) * rowSize] as const
+                const range = [4 * row * rowSize, 4 * (row + 1) * rowSize] as const
                 const same = got.subarray(...range).equals(clean.subarray(...range))
-                expect(same, `${kvDtype}, softcap ${softcap}, key ${key} of ${poison} in row ${i}`).toBe(true)
+                expect(same, `${kvDtype}, softcap ${softcap}, key ${key} of ${poison} in row ${row}`).toBe(true)
               }
             }
           }
@@ -326,35 +342,28 @@ describe('flashAttention', () => {
   })
 
   test('NaN in one sequence stays there, in its pages too', async () => {
-    for (const kvDtype of ['f32', 'bf16', 'f16'] as const) {
-      for (const pageTokens of [0, 16]) {
-        const c: Case = {
-          name: '',
-          ...grouped,
-          queries: [1, 30, 1, 45],
-          keys: [40, 40, 270, 45],
-          pageTokens,
-          kvDtype,
+    const all = (['f32', 'bf16', 'f16'] as const).flatMap((kvDtype) =>
+      [0, 16].flatMap((pageTokens) => [1, 2].map((broken) => ({ kvDtype, pageTokens, broken }))),
+    )
+    // Fast: f32 plain, bf16 in pages, each with another sequence.
+    for (const { kvDtype, pageTokens, broken } of fast ? [all[0]!, all[7]!] : all) {
+      const c: Case = { name: '', ...grouped, queries: [1, 30, 1, 45], keys: [40, 40, 270, 45], pageTokens, kvDtype }
+      const h = makeInputs(c, Random.named('sequences'))
+      const starts = [0, 1, 31, 32, 77]
+      const rows = new Set<number>()
+      for (let j = 0; j < c.keys[broken]!; j++)
+        for (let head = 0; head < c.kvHeads; head++) rows.add(rowOf(c, h, broken, head, j))
+      const poisoned = (host: HostTensor) =>
+        withRows(host, c.headDim, (row) => (rows.has(row) ? Number.NaN : undefined))
+      await forEachKernel(async (device) => {
+        const clean = run(c, uploadAll(device, h))
+        const out = run(c, uploadAll(device, { ...h, k: poisoned(h.k), v: poisoned(h.v) }))
+        for (const s of [0, 1, 2, 3]) {
+          const part = (tensor: Tensor) => tensor.slice(starts[s]!, starts[s + 1]!)
+          if (s === broken) expect((await valuesOf(part(out))).every(Number.isNaN)).toBe(true)
+          else expect((await bytesOf(part(out))).equals(await bytesOf(part(clean))), `sequence ${s}`).toBe(true)
         }
-        const h = makeInputs(c, Random.named('sequences'))
-        const starts = [0, 1, 31, 32, 77]
-        for (const broken of [1, 2]) {
-          const rows = new Set<number>()
-          for (let j = 0; j < c.keys[broken]!; j++)
-            for (let head = 0; head < c.kvHeads; head++) rows.add(rowOf(c, h, broken, head, j))
-          const poisoned = (host: HostTensor) =>
-            withRows(host, c.headDim, (row) => (rows.has(row) ? Number.NaN : undefined))
-          await forEachIsa(async (device) => {
-            const clean = run(c, uploadAll(device, h))
-            const out = run(c, uploadAll(device, { ...h, k: poisoned(h.k), v: poisoned(h.v) }))
-            for (const s of [0, 1, 2, 3]) {
-              const part = (tensor: Tensor) => tensor.slice(starts[s]!, starts[s + 1]!)
-              if (s === broken) expect((await valuesOf(part(out))).every(Number.isNaN)).toBe(true)
-              else expect((await bytesOf(part(out))).equals(await bytesOf(part(clean))), `sequence ${s}`).toBe(true)
-            }
-          })
-        }
-      }
+      })
     }
   })
 })
@@ -365,23 +374,29 @@ describe('flashAttention with bad device data', () => {
   const c: Case = { name: '', ...grouped, queries: [1, 40, 3], keys: [300, 90, 20] }
   const tokenSize = c.queryHeads * c.headDim
 
-  /** Rows that `zero` names are zeros, those that `finite` names are numbers, all others as without the bad data. */
+  const held = new Map<Case, Expectation & { readonly h: Inputs }>()
+  function prepared(c: Case) {
+    const h = held.get(c)?.h ?? makeInputs(c, Random.named('bad data'))
+    const result = held.get(c) ?? { h, ...(reference(c, h)[0] as Expectation) }
+    held.set(c, result)
+    return result
+  }
+
+  /** Rows that `zero` names are zeros, all others as without the bad data; an error only where a row is bad. */
   async function leaves(
     c: Case,
     change: (h: Inputs) => Partial<Inputs>,
     zero: (token: number, h: Inputs) => boolean,
-    finite: (token: number) => boolean = () => false,
   ): Promise<void> {
-    const h = makeInputs(c, Random.named('bad data'))
-    const [{ value, bound }] = reference(c, h) as [Expectation]
-    await forEachIsa(async (device) => {
+    const { h, value, bound } = prepared(c)
+    await forEachKernel(async (device) => {
       const out = run(c, uploadAll(device, { ...h, ...change(h) }))
-      await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE', /flash_attention/)
+      const anyBad = Array.from({ length: tokensOf(c) }, (_, token) => zero(token, h)).some((bad) => bad)
+      if (anyBad) await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE', /flash_attention/)
       const got = await valuesOf(out)
       const wrong = Array.from({ length: tokensOf(c) }, (_, token) => token).filter((token) => {
         const range = [token * tokenSize, (token + 1) * tokenSize] as const
         if (zero(token, h)) return got.subarray(...range).some((x) => x !== 0)
-        if (finite(token)) return got.subarray(...range).some((x) => !Number.isFinite(x))
         return compare(got.subarray(...range), value.subarray(...range), bound.subarray(...range)).failures > 0
       })
       expect(wrong, 'wrong rows').toEqual([])
@@ -453,30 +468,58 @@ describe('flashAttention with bad device data', () => {
     }
   })
 
-  test('a page outside the cache is an error, and other sequences do not notice', async () => {
-    const paged: Case = { ...c, pageTokens: 16, window: 20 }
-    const width = 19
-    // Page 2 of sequence 0 (which nobody sees), 18 (whose row does), 4 and 5 of sequence 1, 0 of sequence 2.
-    for (const [s, page] of [
-      [0, 18],
-      [1, 4],
+  test('a length beyond what positions can be: that sequence is zeros', async () => {
+    const ring: Case = { ...c, keys: [300, 2 ** 31 - 1024, 20], pageTokens: 16, tableWidth: 24, window: 20 }
+    await leaves(
+      ring,
+      (h) => ({ keyLengths: replaced(h.keyLengths!, 1, 2 ** 31 - 1023) }),
+      (token) => token >= 1 && token < 41,
+    )
+  })
+
+  test('a page outside the cache: rows that see it are zeros', async () => {
+    // Sequence 0 decodes in two chunks of keys, 1 is a prefill, 2 decodes three tokens, 3 is a prefill whose keys are cut (the
+    // reference's largest part: fast runs leave it out).
+    const lengths = { queries: [1, 40, 3, 12], keys: [600, 90, 40, 2200] }
+    const count = fast ? 3 : 4
+    const [queries, keys] = [lengths.queries.slice(0, count), lengths.keys.slice(0, count)]
+    const batch: Case = { ...grouped, name: '', queries, keys, pageTokens: 16 }
+    const width = tableWidthOf(batch)
+    const bad = [-1, batch.queries.length * width + 2, 2 ** 31 - 1]
+    // Sequence and page: of the one row's first and second chunk; of the middle of a prefill; of its last, which only the last
+    // rows see; of a page that only the last of three decoding rows sees; of both chunks of the longest sequence.
+    const places = [
+      [0, 3],
+      [0, 30],
+      [1, 2],
       [1, 5],
       [2, 0],
+      [2, 2],
+      [3, 0],
+      [3, 137],
+    ] as const
+    for (const [kvDtype, window] of [
+      ['f32', 0],
+      ['bf16', 0],
+      ['bf16', 20],
+      ['i8', 20],
     ] as const) {
-      const first = [0, 1, 41][s]!
-      for (const value of [-1, 3 * width + 2, 2 ** 31 - 1]) {
-        await leaves(
-          paged,
-          (h) => ({ pageTable: replaced(h.pageTable!, s * width + page, value) }),
-          () => false,
-          (token) => token >= first && token < first + c.queries[s]!,
-        )
+      const c: Case = { ...batch, window, kvDtype }
+      for (const [i, [s, page]] of share([...places.entries()].slice(0, 2 * count), window ? 1 : 3)) {
+        const slots = [page * 16, page * 16 + 16] as const
+        const sees = (token: number, h: Inputs) => {
+          const first = c.queries.slice(0, s).reduce((a, b) => a + b, 0)
+          if (token < first || token >= first + c.queries[s]!) return false
+          const { low, high } = visible(c, h, s, token - first)
+          return Math.max(low, slots[0]) < Math.min(high, slots[1], c.keys[s]!)
+        }
+        await leaves(c, (h) => ({ pageTable: replaced(h.pageTable!, s * width + page, bad[i % 3]!) }), sees)
       }
     }
   })
 
   test('caches without pages, slots or table entries hold no keys', () =>
-    forEachIsa(async (device) => {
+    forEachKernel(async (device) => {
       for (const [pages, pageTokens, width] of [
         [0, 4, 2],
         [2, 0, 2],

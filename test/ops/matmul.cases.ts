@@ -42,8 +42,8 @@ export const near = (columns: number, granule: number) => Math.max(1, Math.round
 
 const isFloat = (form: WeightForm) => form.format === 'stored' && !(form.dtype in blockFormats)
 
-/** Around the tiles of every instruction set (3, 6, 8, 16, 32 rows) and the borders between its paths (8, 48). */
-const rowCounts = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 100]
+/** Around the tiles of every instruction set (3, 6, 8, 16, 32 rows) and the borders between its paths (8, 48, 64). */
+const rowCounts = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 100]
 const outputCounts = [17, 1, 256, 15, 100, 16]
 /** awq packs columns of eight rows. */
 const awqOutputCounts = [24, 8, 256, 104, 16]
@@ -92,7 +92,7 @@ const packedCases = weightForms.flatMap((form, index) =>
 )
 
 const gegluCases = weightForms.flatMap((form, index) =>
-  [1, 5, index % 2 ? 33 : 64].map((rows, step): Case => {
+  [1, 5, index % 2 ? 33 : 70].map((rows, step): Case => {
     const outputs = [48, 16, 32][(index + step) % 3]!
     const columns = near([352, 128, 64][(index + step) % 3]!, form.granule)
     const bias = (index + step) % 2 === 0

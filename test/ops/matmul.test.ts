@@ -44,7 +44,7 @@ describe('matmul: a row does not depend on the others', () => {
         const x = upload(device, random.normal('f32', [rows, columns]))
         // AMX rounds x differently where rows are many: sizes are compared within a path.
         const whole = new Map<string, Uint8Array>()
-        for (const count of [100, 64, 49, 48, 33, 17, 16, 9, 8, 7, 6, 5, 4, 3, 2, 1]) {
+        for (const count of [100, 65, 64, 49, 48, 33, 17, 16, 9, 8, 7, 6, 5, 4, 3, 2, 1]) {
           const path = pathOn(isa, form, count)
           for (const first of whole.has(path) ? [0, Math.min(rows - count, 3)] : [0]) {
             const { bytes } = await download(matmul(x.slice(first, first + count), weight))
@@ -63,6 +63,27 @@ describe('matmul: a row does not depend on the others', () => {
         }
       }))
   }
+
+  // Only a tall matrix is claimed in pieces as well as shared out (native/kernels/cpu/matmul/work_shares.h).
+  test('nor do the columns of a matrix of many panels', () =>
+    forEachIsa(async (device) => {
+      const random = Random.named('tall')
+      const [outputs, period, columns] = [130_001, 1009, 64]
+      const base = randomWeights(random, named('q4_0'), period, columns).weight
+      const stored = base.data as Uint8Array
+      const tall = Uint8Array.from({ length: outputs * 36 }, (_, i) => stored[i % (period * 36)]!)
+      const weight = packWeights(Tensor.from(device, tall, [outputs, columns], 'q4_0'))
+      for (const rows of [1, 9]) {
+        const x = upload(device, random.normal('f32', [rows, columns]))
+        const y = await valuesOf(matmul(x, weight))
+        const expected = await valuesOf(matmul(x, packWeights(upload(device, base))))
+        const wrong = y.findIndex((value, i) => {
+          const [row, column] = [Math.floor(i / outputs), i % outputs]
+          return value !== expected[row * period + (column % period)]
+        })
+        expect(wrong, `${rows} rows`).toBe(-1)
+      }
+    }))
 
   test('row-major weights too', () =>
     forEachIsa(async (device) => {
@@ -84,8 +105,8 @@ describe('matmul: a row does not depend on the others', () => {
         const random = Random.named(`nan ${form.name}`)
         const [outputs, columns] = [24, near(160, form.granule)]
         const weight = uploadPacked(device, form, randomWeights(random, form, outputs, columns))
-        const clean = random.normal('f32', [60, columns])
-        for (const rows of [5, 20, 60]) {
+        const clean = random.normal('f32', [70, columns])
+        for (const rows of [5, 20, 70]) {
           const values = clean.values.slice(0, rows * columns)
           const before = await valuesOf(matmul(upload(device, hostTensor('f32', [rows, columns], values)), weight))
           values[1 * columns + columns - 1] = Number.NaN
@@ -110,7 +131,7 @@ describe('matmul: what is exact', () => {
         const [outputs, columns] = [24, near(96, form.granule)]
         const weight = uploadPacked(device, form, randomWeights(random, form, outputs, columns))
         const bias = random.normal('f32', [outputs])
-        for (const rows of [1, 9, 64]) {
+        for (const rows of [1, 9, 70]) {
           const x = Tensor.zeros(device, [rows, columns])
           expect((await valuesOf(matmul(x, weight))).every((y) => y === 0)).toBe(true)
           const biased = await valuesOf(matmul(x, weight, { bias: upload(device, bias) }))
@@ -165,7 +186,7 @@ describe('matmul: stacked weights', () => {
           uploadPacked(device, form, randomWeights(random, form, outputs, columns)),
         ) as [Tensor, Tensor, Tensor]
         const stacked = stackWeights(parts)
-        for (const rows of [1, 12, 64]) {
+        for (const rows of [1, 12, 70]) {
           const x = upload(device, random.normal('f32', [rows, columns]))
           const whole = await valuesOf(matmul(x, stacked))
           let first = 0

@@ -70,6 +70,32 @@ describe('sample', () => {
       }
     }))
 
+  test('rows with temperature 0 in their settings are argmax, beside rows that are not', () =>
+    forEachIsa(async (device) => {
+      const random = Random.named('mixed')
+      for (const kind of ['normal', 'levels', 'zeros', 'nan', 'infinite', 'huge'] as const) {
+        for (const dtype of ['f32', 'bf16'] as const) {
+          const [rows, vocabulary] = [11, 3001]
+          const logits = upload(device, makeLogits(dtype, rows, vocabulary, kind, random))
+          // Whatever the other settings of a greedy row, and whatever its neighbours need.
+          const perRow = (row: number) =>
+            row % 2
+              ? random.pick([
+                  [1, 64, 0.95, 0],
+                  [0.7, 0, 0.9, 0.05],
+                  [1, 2000, 1, 0],
+                  [2, 0, 1, 0],
+                ])
+              : [random.pick([0, 1e-40]), random.pick([0, 1, 64, 2000]), random.pick([0, 0.5, 1]), random.pick([0, 1])]
+          const settings = Float32Array.from(Array.from({ length: rows }, (_, row) => perRow(row)).flat())
+          const state = Tensor.from(device, new Int32Array(2 * rows).fill(3), [rows, 2])
+          const tokens = await valuesOf(sample(logits, state, { settings: Tensor.from(device, settings, [rows, 4]) }))
+          const largest = await valuesOf(argmax(logits))
+          for (let row = 0; row < rows; row += 2) expect(tokens[row], `${kind}, row ${row}`).toBe(largest[row])
+        }
+      }
+    }))
+
   test('a bias of −∞ forbids a token', () =>
     forEachIsa(async (device) => {
       const [vocabulary, rows] = [300, 64]

@@ -92,7 +92,7 @@ export interface Settings {
  * The tokens that a computation in f32 may draw: one, unless a sum lies within rounding of a boundary.
  *
  * w is known to a relative 2^-22 + 4u·|argument| (1 ulp of the exponential; difference, reciprocal and product in its
- * argument), sums to gamma(70) more (chunks of 256 in lanes of at least 4). Where top-p or min-p cannot be decided
+ * argument), sums to gamma(90) more (16 chunks of 256 in lanes of at least 4). Where top-p or min-p cannot be decided
  * within that, either way is allowed.
  */
 export function allowedTokens(x: Float64Array, settings: Settings, fraction: number): Set<number> {
@@ -114,7 +114,7 @@ export function allowedTokens(x: Float64Array, settings: Settings, fraction: num
   if (topK > 0) ids = ids.slice(0, topK)
 
   const sum = ids.reduce((total, id) => total + weight(id), 0)
-  const sumError = ids.reduce((total, id) => total + weightError(id), 0) + 2 * gamma(70) * sum
+  const sumError = ids.reduce((total, id) => total + weightError(id), 0) + 2 * gamma(90) * sum
   const counts: number[] = []
   if (topP < 1) {
     for (let running = 0, count = 0; count < ids.length; ) {

@@ -6,6 +6,7 @@
 import { afterAll } from 'vitest'
 import { Device, type Isa, Tensor } from '../../lib/index.ts'
 import { decode, type HostTensor } from './host-tensor.ts'
+import { expectedKernel } from './kernels.ts'
 import { isPlain } from './numbers.ts'
 
 const probe = await Device.open('cpu', { threads: 1 })
@@ -40,6 +41,19 @@ export const missingIsas: readonly { readonly name: string; readonly reason: str
     reason: supported ? 'not in LAPIDARY_ISA' : (reason ?? 'not supported here'),
   }))
 
+/** LAPIDARY_TEST_FAST=1, for emulated and instrumented builds (scripts/test-addon.mjs): suites leave cases out, and say which. */
+export const fast = process.env.LAPIDARY_TEST_FAST === '1'
+
+/**
+ * The instruction sets to visit with these ops: all that are present, in fast runs those that have a kernel of their own. On
+ * the others the same machine code would run again under another name.
+ */
+export function isasFor(ops: readonly string[]): readonly Isa[] {
+  if (!fast) return presentIsas
+  const own = (isa: Isa) => ops.some((op) => expectedKernel(op, isa, supportedIsas) === isa)
+  return presentIsas.filter((isa, i) => i === 0 || own(isa))
+}
+
 const open = new Map<string, Promise<Device>>()
 
 export function openDevice(isa: Isa, threads = 2): Promise<Device> {
@@ -59,12 +73,15 @@ afterAll(async () => {
 })
 
 /**
- * Calls `body` with a device of each instruction set in turn, inside a test:
+ * Calls `body` with a device of each instruction set in turn, or of those `isasFor` some ops, inside a test:
  *
  *     test('a permuted batch gives a permuted result', () => forEachIsa(async (device) => { … }))
  */
-export async function forEachIsa(body: (device: Device, isa: Isa) => unknown, { threads = 2 } = {}): Promise<void> {
-  for (const isa of presentIsas) {
+export async function forEachIsa(
+  body: (device: Device, isa: Isa) => unknown,
+  { threads = 2, isas = presentIsas } = {},
+): Promise<void> {
+  for (const isa of isas) {
     const device = await openDevice(isa, threads)
     try {
       await body(device, isa)

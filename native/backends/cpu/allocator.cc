@@ -27,14 +27,18 @@ size_t size_class(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-bool is_mapped(size_t bytes) { return bytes > (size_t(1) << 20); }
+bool is_mapped(size_t bytes) { return bytes >= (size_t(256) << 10); }
 
-unsigned char* map_block(size_t bytes) {
-  const size_t padded = bytes >= kHugePage ? bytes + kHugePage : bytes;
+// Mappings from which mapped blocks are carved one after another, and the size from which a block has one of its own.
+constexpr size_t kRegion = size_t(256) << 20;
+constexpr size_t kOwnMapping = kRegion / 4;
+
+// A mapping that starts at a huge page and asks for them; null where the system has none.
+unsigned char* map_huge(size_t bytes) {
+  const size_t padded = bytes + kHugePage;
   void* mapping = mmap(nullptr, padded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) return nullptr;
   auto* base = static_cast<unsigned char*>(mapping);
-  if (bytes < kHugePage) return base;
   const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(base) % kHugePage) % kHugePage;
   if (head) munmap(base, head);
   if (padded - head > bytes) munmap(base + head + bytes, padded - head - bytes);
@@ -60,6 +64,22 @@ int64_t memory_limit() {
     if (container > 0 && container < limit) limit = container;
   }
   return limit;
+}
+
+void zero_memory(unsigned char* data, size_t bytes) {
+  // Smaller blocks come from the heap, whose pages hold other things too.
+  if (is_mapped(bytes)) {
+    const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+    const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+    auto* middle = reinterpret_cast<unsigned char*>(begin);
+    if (madvise(middle, end - begin, MADV_DONTNEED) == 0) {
+      memset(data, 0, size_t(middle - data));
+      memset(reinterpret_cast<void*>(end), 0, size_t(data + bytes - reinterpret_cast<unsigned char*>(end)));
+      return;
+    }
+  }
+  memset(data, 0, bytes);
 }
 
 class CpuBuffer final : public Buffer {
@@ -95,7 +115,25 @@ class CpuBuffer final : public Buffer {
 
 Allocator::Allocator(bool guard) : guard_(guard), limit_(memory_limit()) {}
 
-Allocator::~Allocator() { drop_cache(); }
+Allocator::~Allocator() {
+  drop_cache();
+  if (region_) munmap(region_, size_t(region_end_ - region_));
+}
+
+unsigned char* Allocator::map_block(size_t bytes) {
+  if (bytes >= kOwnMapping) return map_huge(bytes);
+  std::lock_guard lock(mutex_);
+  if (size_t(region_end_ - region_) < bytes) {
+    unsigned char* fresh = map_huge(kRegion);
+    if (!fresh) return map_huge(bytes);  // address space is limited
+    if (region_) munmap(region_, size_t(region_end_ - region_));
+    region_ = fresh;
+    region_end_ = fresh + kRegion;
+  }
+  unsigned char* block = region_;
+  region_ += bytes;
+  return block;
+}
 
 void Allocator::release(Block block) {
   if (is_mapped(block.bytes)) {

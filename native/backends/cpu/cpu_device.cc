@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <set>
 
 #include "backends/cpu/allocator.h"
 #include "backends/cpu/amx.h"
+#include "backends/cpu/file_reading.h"
 #include "backends/cpu/isa.h"
 #include "backends/cpu/kernel_sets.h"
 #include "backends/cpu/pool.h"
@@ -146,10 +148,38 @@ class CpuDevice final : public Device {
     return pool_.run(steps, count, scratch_->data(), stop, failure);
   }
 
+  FileTransfer read_file(unsigned char* device, int descriptor, int64_t offset, int64_t bytes) override {
+    FileReading reading;
+    reading.descriptor = descriptor;
+    reading.offset = offset;
+    reading.to = device;
+    reading.bytes = bytes;
+    Call call;
+    set_file_reading(call, &reading);
+    const Step step = {&call, &read_file_kernel};
+    const std::atomic<bool> never{false};
+    ExecutionError none;
+    pool_.run(&step, 1, nullptr, never, none);
+    return {std::min(bytes, reading.first_missing.load()), reading.error.load()};
+  }
+  FileTransfer write_file(const unsigned char* device, int descriptor, int64_t offset, int64_t bytes) override {
+    FileTransfer done;
+    while (done.bytes < bytes) {
+      const ssize_t count =
+          pwrite(descriptor, device + done.bytes, size_t(bytes - done.bytes), off_t(offset + done.bytes));
+      if (count > 0) {
+        done.bytes += count;
+      } else if (count == 0 || errno != EINTR) {
+        done.error = count == 0 ? EIO : errno;
+        break;
+      }
+    }
+    return done;
+  }
   void copy_in(unsigned char* device, const void* host, size_t bytes) override {
     if (bytes) memcpy(device, host, bytes);  // an empty array has no address
   }
-  void fill_zero(unsigned char* device, size_t bytes) override { memset(device, 0, bytes); }
+  void fill_zero(unsigned char* device, size_t bytes) override { zero_memory(device, bytes); }
   void copy_out(void* host, const unsigned char* device, size_t bytes) override {
     if (bytes) memcpy(host, device, bytes);
   }

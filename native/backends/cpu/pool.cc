@@ -38,6 +38,9 @@ class Spinner {
 
 constexpr auto kSpinBeforeSleep = std::chrono::microseconds(50);
 
+// How far to look for a step that streams: what is fetched for one further on may be evicted before it runs.
+constexpr size_t kPrefetchSteps = 4;
+
 }  // namespace
 
 void team_barrier(Team& team) {
@@ -126,12 +129,25 @@ bool Pool::run(const Step* steps, size_t count, unsigned char* scratch, const st
   return false;
 }
 
+// Memory would idle while small ops run and threads wait for each other: of the next few steps, the first that streams
+// gets a head start. Returns it, or `first` where there is none.
+size_t Pool::prefetch_from(size_t first, const Team& team) const {
+  for (size_t i = first; i < count_ && i < first + kPrefetchSteps; ++i) {
+    const PrefetchFunction prefetch = static_cast<const Kernel*>(steps_[i].kernel)->prefetch;
+    if (!prefetch) continue;
+    prefetch(*steps_[i].call, team);
+    return i;
+  }
+  return first;
+}
+
 void Pool::work(int thread) {
   Team team;
   team.thread = thread;
   team.threads = threads_;
   team.scratch = scratch_;
   team.state = &state_;
+  size_t ahead = prefetch_from(0, team);
   for (size_t i = 0; i < count_; ++i) {
     team.step = i;
     team.counter_set = int(i & 1);
@@ -142,6 +158,7 @@ void Pool::work(int thread) {
     }
     static_cast<const Kernel*>(steps_[i].kernel)->run(*steps_[i].call, team);
     if (i + 1 == count_) break;
+    if (ahead <= i) ahead = prefetch_from(i + 1, team);
     // One thread looks and, like a failing kernel, tells the others before the barrier: all leave after the same step.
     if (thread == 0 && stop_->load(std::memory_order_relaxed))
       team_fail(team, Code::kDisposed, "the stream was disposed", 0, 0);

@@ -55,6 +55,7 @@ class Pool {
   };
   void worker(int thread);
   void work(int thread);
+  size_t prefetch_from(size_t first, const Team& team) const;
 
   const int threads_;
   void (*on_thread_start_)();

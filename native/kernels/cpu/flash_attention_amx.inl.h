@@ -34,37 +34,22 @@ static size_t scratch_bytes(const Call& call, int threads) {
 static void flash_attention(const Call& call, Team& team) {
   const Problem p = read_problem(call);
   if (!takes_tiles(p)) return attention::run<F32Products, F32Decode>(call, team);
-  if (!all_starts_hold(p, team)) {
-    const Range range = team_range(team, p.tokens);
-    zero_tokens(p, range.begin, range.end);
-    return;
-  }
-  if (team.thread == 0 && p.query_starts) {
-    zero_tokens(p, 0, p.sequences ? p.query_starts[0] : p.tokens);
-    if (p.sequences) zero_tokens(p, p.query_starts[p.sequences], p.tokens);
-  }
   float* const memory = reinterpret_cast<float*>(team.scratch);
   const int64_t workspace = workspace_floats(p.head_dim);
   float* const own = memory + team.thread * workspace;
   float* const partials = memory + team.threads * workspace;
   const Exponents e = exponents_of<Bf16Products>(p.params->scale, p.params->softcap);
-  const int block_rows = tile_block_rows(p.head_dim);
-
-  PieceWalk walk(p, team, block_rows, kPairRows);
-  Piece piece;
-  {
+  run_pieces<Bf16Products>(p, team, tile_block_rows(p.head_dim), kPairRows, partials, [&](PieceWalk& walk) {
     Tiles tiles(kFullTiles);
+    Piece piece;
     while (walk.find(team_claim(team, 0, 1), piece)) {
-      if (int64_t(piece.sequence.tokens) * p.group <= kDecodeRows) {
+      if (decodes(p, piece)) {
         decode<Bf16Products, F32Decode>(p, piece, e, DecodeWorkspace(own, p.head_dim), partials, team);
       } else {
         attend_rows_on_tiles(tiles, p, piece, e, TileWorkspace(own, p.head_dim), partials, team);
       }
     }
-  }
-  if (walk.partial_rows() == 0) return;
-  team_barrier(team);
-  merge_partials<Bf16Products>(p, team, partials, 1, block_rows, kPairRows);
+  });
 }
 
 }  // namespace attention_amx

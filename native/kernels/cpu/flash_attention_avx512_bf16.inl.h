@@ -2,8 +2,8 @@
 // with q and the softmax weights rounded to it; f32 and f16 ones as everywhere (flash_attention.inl.h has the contract
 // and the parts).
 //
-//   tile      8 keys (or elements of head_dim) × 48 rows of f32 sums; a step multiplies pairs flash_attention/prefill.h
-//   operands  pairs along head_dim in K and Q, pairs of keys in V and the weights flash_attention/bf16_products.h
+//   tile      8 keys (or elements of head_dim) × 48 rows of f32 sums; a step multiplies pairs: flash_attention/prefill.h
+//   operands  pairs along head_dim in K and Q, pairs of keys in V and the weights: flash_attention/bf16_products.h
 #include "kernels/cpu/flash_attention/bf16_decode.h"
 #include "kernels/cpu/flash_attention/run.h"
 

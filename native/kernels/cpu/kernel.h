@@ -42,10 +42,15 @@ void team_fail(Team& team, Code code, const char* format, long long first, long 
 using KernelFunction = void (*)(const Call& call, Team& team);
 using ScratchFunction = size_t (*)(const Call& call, int threads);
 
+// Fetches the head of what this thread of the team will read first when the call runs, while calls before it still do. A
+// hint: nothing is read, so calls in between may still write it.
+using PrefetchFunction = void (*)(const Call& call, const Team& team);
+
 struct Kernel {
   OpId op;
   KernelFunction run;
-  ScratchFunction scratch;  // null: none
+  ScratchFunction scratch;    // null: none
+  PrefetchFunction prefetch;  // null: nothing worth it
 };
 
 // What one (stem, ISA) translation unit exports: `extern "C" const KernelSet lapidary_<stem>_<isa>`.

@@ -4,7 +4,7 @@
 //   integer panels   x is rounded to int8 per group of 32 columns (matmul/activations.h); exact integer sums per group
 //   and row of W,
 //                    scaled and added in f32 in increasing k (matmul/panel_codecs.h)
-//                      M ≤ kDecodeRows   matmul/decode.h: panels are expanded in registers on their way from memory
+//                      M ≤ kFewRows      matmul/decode.h: panels are expanded in registers on their way from memory
 //                      otherwise         matmul/prefill.h: parts of panels are expanded to a strip in L1 and meet all
 //                      rows there
 //   float panels     f32 fma, weights exact (matmul/float_panels.h)
@@ -30,9 +30,13 @@ namespace lapidary {
 namespace {
 namespace matmul_cpu {
 
-// Up to this many elements every thread prepares all of x for itself: 4 µs, of the order of a barrier between threads
-// that are not quite abreast.
-static constexpr int64_t kPrivateElements = 16384;
+// Up to this many elements every thread prepares all of x for itself: 2 µs (Zen 5), of the order of a barrier between
+// threads that are not quite abreast.
+static constexpr int64_t kPrivateElements = 4096;
+// Bytes that are worth a claim of their own: 2 µs of a core's share of memory bandwidth.
+static constexpr int64_t kPieceBytes = 65536;
+// What a thread fetches of its share while earlier ops run: 1 µs of its memory bandwidth, and a small part of L2.
+static constexpr int64_t kHeadStartBytes = 32768;
 
 LAPIDARY_INLINE int64_t aligned(int64_t bytes) { return (bytes + 127) / 128 * 128; }
 
@@ -60,18 +64,33 @@ LAPIDARY_INLINE void prepare_x(Team& team, bool private_x, const Prepare& prepar
   team_barrier(team);
 }
 
-// Panels for a decode, in units of 4 so that shares are not ragged.
+// How the panels of a decode are shared out. A gate panel goes with its up panel, and the float kernel takes two at a
+// time.
+struct PanelShares {
+  int64_t panels, panel_bytes, unit;
+  Shares shares;  // of units
+};
+LAPIDARY_INLINE PanelShares panel_shares(const TensorView& w, int threads) {
+  const int64_t panels = panel_count(w), bytes = panel_bytes(w);
+  const int64_t unit = (w.flags & kPanelGateUp) || panel_format(w).codes == CodeWidth::none ? 2 : 1;
+  const int64_t units = (panels + unit - 1) / unit, smallest = kPieceBytes / (unit * bytes) + 1;
+  // A claim costs 0.25 µs, and a matrix of 1 MB takes 15 (Zen 5, 2 threads): few pieces are not worth theirs.
+  const bool claims = units / 8 > 4 * threads * smallest;
+  return {panels, bytes, unit, divide(threads, units, smallest, claims ? 7 : 8)};
+}
 template <class Body>
-LAPIDARY_INLINE void for_each_panel_share(Team& team, int64_t panels, const Body& body) {
-  const int64_t units = (panels + 3) / 4;
-  for_each_share(team, 0, units, units / 128 + 1,
-                 [&](int64_t begin, int64_t end) { body(begin * 4, end * 4 < panels ? end * 4 : panels); });
+LAPIDARY_INLINE void for_each_panel_share(Team& team, const TensorView& w, const Body& body) {
+  const PanelShares split = panel_shares(w, team.threads);
+  for_each_share(team, 0, split.shares, [&](int64_t begin, int64_t end, int64_t next) {
+    end *= split.unit;
+    body(begin * split.unit, end < split.panels ? end : split.panels, next * split.unit);
+  });
 }
 
 template <class Kernel>
 LAPIDARY_INLINE void run_strips(Team& team, Kernel& kernel, const Output& out, float* sums) {
   const int64_t strips = (kernel.panels + kStripPanels - 1) / kStripPanels;
-  for_each_share(team, 0, strips, strips / 64 + 1, [&](int64_t begin, int64_t end) {
+  for_each_share(team, 0, divide(team.threads, strips, strips / 64 + 1), [&](int64_t begin, int64_t end, int64_t) {
     for (; begin < end; begin += kPassStrips) {
       run_pass(kernel, out, begin, begin + kPassStrips < end ? begin + kPassStrips : end, sums);
     }
@@ -91,14 +110,14 @@ LAPIDARY_INLINE Corrections corrections_of(bool decode) {
 template <class Format>
 LAPIDARY_INLINE Activations tile_activations(const TensorView& x, const TensorView& w) {
   const int64_t rows = row_count(x);
-  const bool decode = rows <= kDecodeRows;
+  const bool decode = rows <= kFewRows;
   return {tile_rows(rows, decode ? kDecodeRows : kTileRows), panel_columns(w) / kGroup, corrections_of<Format>(decode),
           nullptr};
 }
 
 template <class Format>
 LAPIDARY_INLINE Layouts integer_layouts(const TensorView& w, const Activations& x) {
-  const bool decode = x.tiling.rows <= kDecodeRows;
+  const bool decode = x.tiling.rows <= kFewRows;
   const int64_t sums = decode ? 0 : pass_floats(prefill_blocks(x.groups), x.tiling, Prefill<Format>::kRowBlock, 1) * 4;
   return {aligned(x.bytes()), decode ? 0 : aligned(kPrefillStripBytes) + aligned(sums),
           decode && x.tiling.rows * w.dims[1] <= kPrivateElements};
@@ -112,15 +131,16 @@ static void matmul_integer(const Call& call, Team& team) {
   const Layouts layouts = integer_layouts<Format>(w, tiles);
   tiles.data = layouts.x(team);
   prepare_x(team, layouts.private_x, [&](int thread, int threads) { quantize(x, tiles, thread, threads); });
-  if (tiles.tiling.rows > kDecodeRows) {
+  if (tiles.tiling.rows > kFewRows) {
     unsigned char* own = layouts.own(team);
     Prefill<Format> kernel(w, tiles, own);
     return run_strips(team, kernel, out, reinterpret_cast<float*>(own + aligned(kPrefillStripBytes)));
   }
   const PanelShape shape = panel_shape(w);
-  const StripFunctions functions = strip_functions<Format>(tiles.tiling.height);
-  for_each_panel_share(team, panel_count(w),
-                       [&](int64_t begin, int64_t end) { decode_panels(w, shape, functions, tiles, out, begin, end); });
+  const DecodeHeights heights = decode_heights<Format>(tiles.tiling);
+  for_each_panel_share(team, w, [&](int64_t begin, int64_t end, int64_t next) {
+    decode_panels(w, shape, heights, tiles, out, begin, end, next);
+  });
 }
 
 // ── float panels
@@ -152,8 +172,8 @@ static void matmul_float(const Call& call, Team& team) {
     FloatStrips<Format> kernel(w, tiles);
     return run_strips(team, kernel, out, reinterpret_cast<float*>(layouts.own(team)));
   }
-  for_each_panel_share(team, panel_count(w),
-                       [&](int64_t begin, int64_t end) { decode_float_panels<Format>(w, tiles, out, begin, end); });
+  for_each_panel_share(
+      team, w, [&](int64_t begin, int64_t end, int64_t) { decode_float_panels<Format>(w, tiles, out, begin, end); });
 }
 
 // ── row-major weights
@@ -163,7 +183,7 @@ static void matmul_rows(const Call& call, Team& team) {
   const TensorView &x = call.in[0], &w = call.in[1];
   const Output out = describe_output(call);
   const int64_t blocks = (w.dims[0] + kWeightRows - 1) / kWeightRows;
-  for_each_share(team, 0, blocks, 1, [&](int64_t begin, int64_t end) {
+  for_each_share(team, 0, divide(team.threads, blocks, 1), [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kWeightRows;
       const int64_t last = first + kWeightRows < w.dims[0] ? first + kWeightRows : w.dims[0];
@@ -216,9 +236,23 @@ static size_t matmul_scratch(const Call& call, int threads) {
   return bytes;
 }
 
+// Fetches the head of what this thread will read first, where memory is what matmul waits for.
+static void matmul_prefetch(const Call& call, const Team& team) {
+  const TensorView& w = call.in[1];
+  if (w.layout == Layout::strided || row_count(call.in[0]) > kFewRows) return;
+  const PanelShares split = panel_shares(w, team.threads);
+  const int64_t begin = team.thread * split.shares.share * split.unit;
+  const int64_t end = begin + split.shares.share * split.unit;
+  const int64_t bytes = ((end < split.panels ? end : split.panels) - begin) * split.panel_bytes;
+  for (int64_t line = 0; line < (bytes < kHeadStartBytes ? bytes : kHeadStartBytes); line += 64) {
+    __builtin_prefetch(w.data + begin * split.panel_bytes + line, 0, 2);
+  }
+}
+
 }  // namespace matmul_cpu
 
-static const Kernel kKernels[] = {{OpId::matmul, matmul_cpu::matmul, matmul_cpu::matmul_scratch}};
+static const Kernel kKernels[] = {
+    {OpId::matmul, matmul_cpu::matmul, matmul_cpu::matmul_scratch, matmul_cpu::matmul_prefetch}};
 
 }  // namespace
 }  // namespace lapidary

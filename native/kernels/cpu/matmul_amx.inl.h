@@ -77,9 +77,14 @@ static size_t matmul_scratch(const Call& call, int threads) {
   }
 }
 
+static void matmul_prefetch(const Call& call, const Team& team) {
+  if (choose_path(call) == Path::vector) matmul_cpu::matmul_prefetch(call, team);
+}
+
 }  // namespace matmul_amx
 
-static const Kernel kKernels[] = {{OpId::matmul, matmul_amx::matmul, matmul_amx::matmul_scratch}};
+static const Kernel kKernels[] = {
+    {OpId::matmul, matmul_amx::matmul, matmul_amx::matmul_scratch, matmul_amx::matmul_prefetch}};
 
 }  // namespace
 }  // namespace lapidary

@@ -5,6 +5,7 @@
 //   float_rows.h    where rows begin, and their elements as f32 whatever their dtype
 //   norms.h         a thread owns whole rows: a sum over a row decides what becomes of each element
 //   elementwise.h   a thread owns stretches of rows
+//   means.h         a thread owns stretches of the columns of a sequence
 //
 // Cost: every element is read once and written once, for 1 (add) to 25 (geglu) f32 operations. Time, two threads of a
 // Zen 5 with avx512, beside a copy loop over the same bytes:
@@ -16,6 +17,7 @@
 // changes nothing.
 #pragma once
 #include "kernels/cpu/row_ops/elementwise.h"
+#include "kernels/cpu/row_ops/means.h"
 #include "kernels/cpu/row_ops/norms.h"
 
 namespace lapidary {
@@ -26,6 +28,7 @@ static const Kernel kKernels[] = {
     {OpId::layer_norm, layer_norm, nullptr}, {OpId::gelu, gelu, nullptr},
     {OpId::geglu, geglu, nullptr},           {OpId::add, add, nullptr},
     {OpId::softcap, softcap, nullptr},       {OpId::cast, cast, nullptr},
+    {OpId::mean_rows, mean_rows, nullptr},
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Leaves the process while work is queued. argv[2]: how.
-import { Device, matmul, Tensor } from '../../../dist/index.js'
+import { Device, matmul, Program, Tensor } from '../../../dist/index.js'
 
 const how = process.argv[2]
 const device = await Device.open('cpu', { threads: 2 })
@@ -9,6 +9,13 @@ let result = x
 for (let i = 0; i < 200; i++) result = matmul(result, x)
 const pending = result.read()
 pending.catch(() => {})
+
+const program = Program.capture(device, [x], (input) => [matmul(input, x), matmul(input, input)])
+for (let i = 0; i < 3; i++) {
+  program.execute(new Float32Array(size * size)).catch(() => {})
+  result.save(`${process.argv[3]}-${i}`).catch(() => {})
+  Tensor.load(device, new URL(import.meta.url).pathname, { shape: [64], dtype: 'u8' })
+}
 
 if (how === 'exit') process.exit(0)
 if (how === 'throw') throw new Error('on purpose')

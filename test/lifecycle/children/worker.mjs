@@ -1,8 +1,8 @@
 // One worker: computes with a device of its own and reports, or keeps working until it is terminated.
 import { parentPort, workerData } from 'node:worker_threads'
-import { add, Device, LapidaryError, matmul, Tensor } from '../../../dist/index.js'
+import { add, Device, LapidaryError, matmul, Program, Tensor } from '../../../dist/index.js'
 
-const { role, foreign } = workerData
+const { role, foreign, path } = workerData
 const device = await Device.open('cpu', { threads: 2, guard: true })
 const size = 256
 const x = Tensor.from(device, new Float32Array(size * size).fill(1), [size, size])
@@ -23,6 +23,17 @@ if (role === 'compute') {
     code = error instanceof LapidaryError ? error.code : String(error)
   }
   parentPort.postMessage({ code })
+} else if (role === 'transfers') {
+  const program = Program.capture(device, [{ shape: [size, size], dtype: 'f32' }], (input) => matmul(input, x))
+  await x.save(path)
+  parentPort.postMessage('working')
+  for (;;) {
+    const loaded = Tensor.load(device, path, { shape: [size, size], dtype: 'f32' })
+    const results = [loaded.read(), loaded.save(path)]
+    for (let i = 0; i < 4; i++) results.push(program.execute(new Float32Array(size * size)), program.execute(loaded))
+    await Promise.all(results)
+    loaded.dispose()
+  }
 } else {
   parentPort.postMessage('working')
   for (;;) {

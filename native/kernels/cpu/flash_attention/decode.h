@@ -275,15 +275,16 @@ struct DecodeBlock {
   int rows;    // of K in all: heads · padded
 };
 
+// False where a page is missing.
 static bool order_rows(const Problem& p, const Piece& piece, int first, DecodeBlock& block, const unsigned char** keys,
-                       const unsigned char** values, Team& team) {
+                       const unsigned char** values) {
   const int rest = piece.keys.end - first;
   block.count = rest < 0 ? 0 : rest < kDecodeKeys ? rest : kDecodeKeys;
   block.padded = (block.count + kGroupKeys - 1) / kGroupKeys * kGroupKeys;
   block.visit = p.paged ? block.padded : kGroupKeys;
   block.rows = piece.heads * block.padded;
   KeyRows rows;
-  if (!find_rows(p, piece.sequence, piece.kv_head, first, block.count, rows, team)) return false;
+  const bool found = find_rows(p, piece.sequence, piece.kv_head, first, block.count, rows);
   for (int j = block.count; j < block.padded; ++j) {
     rows.keys[j] = rows.keys[block.count - 1];
     rows.values[j] = rows.values[block.count - 1];
@@ -292,12 +293,13 @@ static bool order_rows(const Problem& p, const Piece& piece, int first, DecodeBl
   for (int j = 0; j < block.padded; j += block.visit) {
     for (int head = 0; head < piece.heads; ++head, keys += block.visit, values += block.visit) {
       for (int i = 0; i < block.visit; ++i) {
-        keys[i] = rows.keys[j + i] + head * key_head;
-        values[i] = rows.values[j + i] + head * value_head;
+        const bool missing = rows.keys[j + i] == kZeroRow;  // for every head
+        keys[i] = missing ? kZeroRow : rows.keys[j + i] + head * key_head;
+        values[i] = missing ? kZeroRow : rows.values[j + i] + head * value_head;
       }
     }
   }
-  return true;
+  return found;
 }
 
 // One piece of at most kDecodeRows rows.
@@ -312,7 +314,7 @@ static void decode(const Problem& p, const Piece& piece, const Exponents& e, con
   // K of the block, V of the block, K of the next one: beside every row the one `distance` further on is prefetched.
   const unsigned char *order[3 * kMostRows + kDecodeKeys], *next_values[kMostRows];
   DecodeBlock block, next;
-  bool found = order_rows(p, piece, piece.keys.begin, block, order, next_values, team);
+  bool found = order_rows(p, piece, piece.keys.begin, block, order, next_values);
 
   DecodeRow state[kDecodeRows];
   memset(work.output, 0, size_t(all_rows) * size_t(stride) * 4);
@@ -326,11 +328,10 @@ static void decode(const Problem& p, const Piece& piece, const Exponents& e, con
     }
   }
 
-  for (int first = piece.keys.begin; found && block.count > 0; first += kDecodeKeys) {
+  for (int first = piece.keys.begin; block.count > 0; first += kDecodeKeys) {
     const int rows = block.rows;
     memcpy(order + rows, next_values, size_t(rows) * sizeof *order);
-    found = order_rows(p, piece, first + kDecodeKeys, next, order + 2 * rows, next_values, team);
-    if (!found) break;
+    found &= order_rows(p, piece, first + kDecodeKeys, next, order + 2 * rows, next_values);
     for (int i = next.rows; i < distance; ++i) order[2 * rows + i] = order[2 * rows - 1];  // nothing left to ask for
 
     const auto visits = [&](int begin, auto&& visit) {
@@ -365,11 +366,6 @@ static void decode(const Problem& p, const Piece& piece, const Exponents& e, con
     memmove(order, order + 2 * rows, size_t(next.rows) * sizeof *order);
     block = next;
   }
-  if (!found) {  // a bad page: rows as if they saw nothing
-    memset(work.output, 0, size_t(all_rows) * size_t(stride) * 4);
-    for (DecodeRow& row : state) row.sum = 0.f;
-  }
-
   const bool in_pairs = Decode::in_pairs(p.key_dtype, piece.rows);
   for (int at = 0; at < all_rows; ++at) {
     float* o = work.output + at * stride;
@@ -380,16 +376,23 @@ static void decode(const Problem& p, const Piece& piece, const Exponents& e, con
       simd::store(o + d, even);
       simd::store(o + d + kLanes, odd);
     }
+    const bool missing =
+        !found && sees_missing_page(p, piece.sequence, int((piece.row_begin + r) / p.group), piece.keys, team);
     if (piece.chunks > 1) {
       float* to = partials + (partial_row(piece, kv_head) + r) * partial_stride(p.head_dim);
       to[0] = state[at].reference;
       to[1] = state[at].sum;
+      to[2] = missing ? 1.f : 0.f;
       memcpy(to + 16, o, size_t(p.head_dim) * 4);
+      continue;
+    }
+    unsigned char* out = out_row(p, piece.sequence, kv_head, piece.row_begin + r);
+    if (missing) {
+      zero_out(out, p.out_dtype, p.head_dim);
       continue;
     }
     // A row without keys has sum 0 and O 0; a NaN sum stays one.
     const F32 inverse = simd::set1(state[at].sum == 0.f ? 0.f : 1.f / state[at].sum);
-    unsigned char* out = out_row(p, piece.sequence, kv_head, piece.row_begin + r);
     for (int d = 0; d < p.head_dim; d += kLanes) {
       const int rest = p.head_dim - d;
       store_out(out, p.out_dtype, d, simd::mul(simd::load(o + d), inverse), rest < kLanes ? rest : kLanes);

@@ -1,7 +1,7 @@
 // partials.h: results of single chunks of keys, and their merge into the output in the order of the chunks.
 //
-// A partial row is [reference m, sum l, 14 unused | O, not divided by l]: a cache line and head_dim floats, padded to
-// whole lines.
+// A partial row is a cache line and head_dim floats, padded to whole lines:
+//   [reference m, sum l, 1 where the row sees a page that does not exist (else 0), 13 unused | O, not divided by l]
 #pragma once
 #include "kernels/cpu/flash_attention/online_softmax.h"
 #include "kernels/cpu/flash_attention/work_items.h"
@@ -22,9 +22,16 @@ LAPIDARY_INLINE void store_out(unsigned char* row, DType dtype, int element, F32
   }
 }
 
+LAPIDARY_INLINE void zero_out(unsigned char* row, DType dtype, int head_dim) {
+  memset(row, 0, size_t(head_dim) * (dtype == DType::f32 ? 4 : 2));
+}
+
 // One row of the output from its chunks' partial rows, `step` floats apart.
 template <class Products>
 static void merge_row(const float* partials, int64_t step, int chunks, int head_dim, unsigned char* out, DType dtype) {
+  for (int c = 0; c < chunks; ++c) {
+    if (partials[c * step + 2] != 0.f) return zero_out(out, dtype, head_dim);
+  }
   float reference = kNoReference;
   for (int c = 0; c < chunks; ++c) reference = partials[c * step] > reference ? partials[c * step] : reference;
   const auto factor = [&](int c) { return Products::exponential(simd::set1(partials[c * step] - reference)); };

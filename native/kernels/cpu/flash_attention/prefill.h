@@ -195,8 +195,9 @@ static void open_panel(const Problem& p, const Piece& piece, int first_row, Pane
   memset(panel.output, 0, size_t(p.head_dim) * size_t(stride) * 4);
 }
 
-// Oᵀ to rows: divided by the sums into the output, or as it is into partial rows.
-static void close_panel(const Problem& p, const Piece& piece, int first_row, const Panel& panel, float* partials) {
+// Oᵀ to rows: divided by the sums into the output, or as it is into partial rows. `found`: all pages of the piece were.
+static void close_panel(const Problem& p, const Piece& piece, int first_row, const Panel& panel, bool found,
+                        float* partials, Team& team) {
   const int stride = panel.vectors * kLanes;
   const int64_t partial = partial_stride(p.head_dim);
   for (int v = 0; v < panel.vectors; ++v) {
@@ -213,6 +214,7 @@ static void close_panel(const Problem& p, const Piece& piece, int first_row, con
         float* to = partials + (partial_row(piece, piece.kv_head) + row) * partial;
         to[0] = panel.references[v * kLanes + i];
         to[1] = panel.sums[v * kLanes + i];
+        to[2] = 0.f;
         out[i] = reinterpret_cast<unsigned char*>(to + 16);
       } else {
         out[i] = out_row(p, piece.sequence, piece.kv_head, piece.row_begin + row);
@@ -227,6 +229,15 @@ static void close_panel(const Problem& p, const Piece& piece, int first_row, con
       }
       transpose(tile);
       for (int i = 0; i < rows; ++i) store_out(out[i], partials ? DType::f32 : p.out_dtype, d, tile[i], count);
+    }
+    for (int i = 0; !found && i < rows; ++i) {
+      const int token = int((piece.row_begin + first_row + v * kLanes + i) / p.group);
+      if (!sees_missing_page(p, piece.sequence, token, piece.keys, team)) continue;
+      if (partials) {
+        reinterpret_cast<float*>(out[i])[2 - 16] = 1.f;
+      } else {
+        zero_out(out[i], p.out_dtype, p.head_dim);
+      }
     }
   }
 }
@@ -252,16 +263,11 @@ static void attend_rows(const Problem& p, const Piece& piece, const Exponents& e
   }
   KeyRows rows;
   KeyScales scales;
+  bool found = true;
   const float *keys[kBlockKeys + kTileRows], *values[kBlockKeys];
   for (int first = piece.keys.begin; first < piece.keys.end; first += kBlockKeys) {
     const int count = piece.keys.end - first < kBlockKeys ? piece.keys.end - first : kBlockKeys;
-    if (!find_rows(p, piece.sequence, piece.kv_head, first, count, rows, team)) {
-      for (int i = 0; i < panel_count; ++i) {
-        memset(panels[i].output, 0, size_t(p.head_dim) * size_t(panels[i].vectors * kLanes) * 4);
-        memset(panels[i].sums, 0, sizeof panels[i].sums);
-      }
-      break;
-    }
+    found &= find_rows(p, piece.sequence, piece.kv_head, first, count, rows);
     if (p.key_scales) read_scales(p, piece.sequence, piece.kv_head, first, count, scales);
     Products::place_keys(rows, p.key_dtype, count, p.head_dim, work.keys, keys);
     for (int i = 0; i < kTileRows; ++i)
@@ -280,7 +286,7 @@ static void attend_rows(const Problem& p, const Piece& piece, const Exponents& e
     }
   }
   for (int i = 0; i < panel_count; ++i) {
-    close_panel(p, piece, first_rows[i], panels[i], piece.chunks > 1 ? partials : nullptr);
+    close_panel(p, piece, first_rows[i], panels[i], found, piece.chunks > 1 ? partials : nullptr, team);
   }
 }
 

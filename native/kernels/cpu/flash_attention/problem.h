@@ -78,6 +78,9 @@ static bool all_starts_hold(const Problem& p, Team& team) {
                      team);
 }
 
+// The longest sequence: blocks of keys end beyond it, in 32 bits.
+static constexpr int64_t kMostKeyLength = int64_t(INT32_MAX) - 1023;
+
 struct Sequence {
   int index;
   int64_t token_begin;  // its first query among all tokens
@@ -93,7 +96,7 @@ LAPIDARY_INLINE Sequence read_sequence(const Problem& p, int index, Team& team) 
   s.token_begin = p.query_starts ? p.query_starts[index] : 0;
   s.tokens = int((p.query_starts ? p.query_starts[index + 1] : p.tokens) - s.token_begin);
   s.key_begin = p.key_starts ? p.key_starts[index] : 0;
-  const int64_t allotted = p.paged ? INT32_MAX : p.key_starts ? p.key_starts[index + 1] - s.key_begin : p.keys;
+  const int64_t allotted = p.paged ? kMostKeyLength : p.key_starts ? p.key_starts[index + 1] - s.key_begin : p.keys;
   int64_t keys = p.key_lengths ? p.key_lengths[index] : allotted;
   if (keys < 0 || keys > allotted) {
     team_fail(team, Code::kIndexOutOfRange,

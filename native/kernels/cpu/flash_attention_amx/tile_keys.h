@@ -38,8 +38,6 @@ struct TileBlock {
   float key_scales[kMostTileKeys], value_scales[kMostTileKeys];  // i8 only, from `first` on
 };
 
-alignas(64) static constexpr unsigned char kZeroRow[2 * kAttentionMaxHeadDim] = {};
-
 LAPIDARY_INLINE int padded(int head_dim) { return (head_dim + kStepDim - 1) / kStepDim * kStepDim; }
 
 // 32 values (rows of V, in order) as Vᵀ tiles.
@@ -94,18 +92,19 @@ static void mark_seen_keys(const Problem& p, const Piece& piece, const TileBlock
   }
 }
 
-// Brings block.begin … block.end into tiles. `copies` has room for the whole block's keys. False where a page number is
-// bad.
+// Brings block.begin … block.end into tiles. `copies` has room for the whole block's keys. False where one is on no
+// page of the cache.
 template <DType kType>
 static bool place_block(const Problem& p, const Piece& piece, TileBlock& block, unsigned char* copies, Team& team) {
   const int64_t key_bytes = int64_t(padded(p.head_dim)) * 2;
   bool seen[kMostTileKeys];
   if (p.key_low) mark_seen_keys(p, piece, block, seen, team);
   KeyRows rows;
+  bool found = true;
   for (int run = block.begin / kBlockKeys * kBlockKeys; run < block.end; run += kBlockKeys) {
     const int begin = run > block.begin ? run : block.begin;
     const int end = run + kBlockKeys < block.end ? run + kBlockKeys : block.end;
-    if (!find_rows(p, piece.sequence, piece.kv_head, begin, end - begin, rows, team)) return false;
+    found &= find_rows(p, piece.sequence, piece.kv_head, begin, end - begin, rows);
     if (p.key_scales) {
       KeyScales scales;
       read_scales(p, piece.sequence, piece.kv_head, begin, end - begin, scales);
@@ -140,7 +139,7 @@ static bool place_block(const Problem& p, const Piece& piece, TileBlock& block, 
       transpose_values<kType>(values, p.head_dim, block.values + (key - block.first) * key_bytes);
     }
   }
-  return true;
+  return found;
 }
 
 }  // namespace attention_amx

@@ -160,6 +160,7 @@ static void attend_rows_on_tiles(Tiles& tiles, const Problem& p, const Piece& pi
     memset(panel.queries + int64_t(steps) * kPairRows, 0, size_t(dim / 2 - steps) * kPairStride);
     memset(panel.output + int64_t(p.head_dim) * kPairRows, 0, size_t(dim - p.head_dim) * kPairStride);
   }
+  bool found = true;
   TileBlock block;
   block.values = work.values;
   const int length = tile_block_keys(p.head_dim);
@@ -167,17 +168,11 @@ static void attend_rows_on_tiles(Tiles& tiles, const Problem& p, const Piece& pi
     block.begin = piece.keys.begin > block.first ? piece.keys.begin : block.first;
     block.end = piece.keys.end < block.first + length ? piece.keys.end : block.first + length;
     const auto place = p.key_dtype == DType::i8 ? place_block<DType::i8> : place_block<DType::bf16>;
-    if (!place(p, piece, block, work.keys, team)) {
-      for (int i = 0; i < panel_count; ++i) {
-        memset(panels[i].output, 0, size_t(TileWorkspace::output_floats(p.head_dim)) * 4);
-        memset(panels[i].sums, 0, sizeof panels[i].sums);
-      }
-      break;
-    }
+    found &= place(p, piece, block, work.keys, team);
     attend_block(tiles, p, e, panels, panel_count, block, work);
   }
   for (int i = 0; i < panel_count; ++i) {
-    close_panel(p, piece, i * kPairRows, panels[i], piece.chunks > 1 ? partials : nullptr);
+    close_panel(p, piece, i * kPairRows, panels[i], found, piece.chunks > 1 ? partials : nullptr, team);
   }
 }
 

@@ -1,15 +1,16 @@
-// decode.h: few rows of x (one tile of at most kDecodeRows): integer panels are expanded in registers on their way from
-// memory.
+// decode.h: few rows of x: integer panels are expanded in registers on their way from memory.
 //
-//              panel p      panel p+1    …  kPanels streams, each read front to back once
-//   row h    ┌──────────┐ ┌──────────┐
-//   of x     │ R lanes  │ │ R lanes  │      sums [kPanels][H] of R f32 lanes
-//            └──────────┘ └──────────┘      per group: DotSum [kPanels][H]
+//              panel p                          panel p+1
+//   tile 0   ┌──────────┐                     ┌──────────┐
+//   tile 1   │ R lanes  │ then, from L1 or L2 │ R lanes  │    sums [H] of R f32 lanes; per group: DotSum [H]
+//   of x     └──────────┘                     └──────────┘
 //
 // Bytes: the panels once (q4_0: 0.5625 per weight). Operations per 64 q4_0 weights and row: 1 dot product, and 1/8 of a
-// conversion, multiplication and fma; per 64 weights 1.5 to expand. Everything else waits for memory, so what matters
-// is that enough lines are under way: several streams, each prefetched kPrefetchBytes ahead, across the border to the
-// next strip of panels.
+// conversion, multiplication and fma; per 64 weights and tile 1.5 to expand. With one row everything waits for memory,
+// so what matters is that enough lines are under way, always: every record's lines are prefetched kPrefetchBytes ahead,
+// across the border to whatever panel this thread reads next (matmul/work_shares.h), and the first ones of the next
+// matmul while the ops before it run (matmul_prefetch). From 8 rows on a Zen 5 core is bound by its dot products, which
+// share two ports with multiplication and fma, at 80 % of their peak as in matmul/prefill.h.
 #pragma once
 #include "kernels/cpu/matmul/epilogue.h"
 
@@ -17,18 +18,28 @@ namespace lapidary {
 namespace {
 namespace matmul_cpu {
 
-// Register budget: kPanels · H sums and as many integer sums.
+// Rows of a tile. Register budget: as many sums, and as many integer sums.
 static constexpr int kDecodeRows = kRegisters >= 32 ? 8 : 4;
-template <int H>
-static constexpr int kDecodePanels = H > 0 ? 1 : 0;
+// Most rows that come here. Beyond, a panel expanded once for all rows (matmul/prefill.h) is cheaper: at 64 rows the
+// two are level in AVX-512, and in AVX2 this one is still 8 % ahead (Zen 5, 2560 x 10240, q4_0).
+static constexpr int kFewRows = 64;
 
-// Latency (100 ns and more) · 40 GB/s is 4 KiB under way per core; each stream runs this far ahead.
-static constexpr int64_t kPrefetchBytes = 5760;
+// Latency (100 ns and more) · 40 GB/s is 4 KiB under way per core; the stream runs this far ahead. 15 records of q4_0
+// were the best of 7 … 28 on Zen 5, fetched to L1: to L2 is 5 % slower.
+static constexpr int64_t kPrefetchBytes = 8640;
 
-// Adds the products of one group: half of a record's lines.
-template <class Format, int P, int H>
-LAPIDARY_INLINE void decode_group(F32 (&sums)[P][H], const unsigned char* head, const unsigned char* record,
-                                  int64_t panel_stride, const unsigned char* entry, int group, bool bf16) {
+// Cache lines of a record, its head included: those that each line of codes prefetches, and the rest.
+template <class Format>
+struct RecordLines {
+  static constexpr int kAll = (Format::record_bytes + Format::record_head_bytes + 63) / 64;
+  static constexpr int kEach = kAll / 8, kRest = kAll % 8;
+};
+
+// Adds the products of one group: half of a record's lines. `ahead`: the record to prefetch, or null. Prefetches lie
+// between the loads: nine in a row cost 15 % of the bandwidth of one Zen 5 core.
+template <class Format, int H>
+LAPIDARY_INLINE void decode_group(F32 (&sums)[H], const unsigned char* head, const unsigned char* record,
+                                  const unsigned char* ahead, const unsigned char* entry, int group, bool bf16) {
   constexpr ScaleScheme kScheme = Format::scheme;
   constexpr Corrections::Kind kKind = kCorrections<kScheme>;
   constexpr bool kHalves = kScheme == ScaleScheme::super;
@@ -36,81 +47,69 @@ LAPIDARY_INLINE void decode_group(F32 (&sums)[P][H], const unsigned char* head, 
   constexpr bool kStarts = kKind != Corrections::kSum;
   const unsigned char* words = entry + kSteps * H * 4;
 
-  F32 f0[P][H];
+  F32 f0[H];
   for (int half = 0; half < (kHalves ? 2 : 1); ++half) {
-    DotSum<kBits> dots[P][H];
+    DotSum<kBits> dots[H];
     int32_t starts[H];
     for (int h = 0; h < H; ++h) {
       starts[h] = kStarts ? load_as<int32_t>(words + (1 + half) * H * 4 + h * 4) : 0;
-      for (int p = 0; p < P; ++p) dots[p][h] = dot_start<kBits>(starts[h]);
+      dots[h] = dot_start<kBits>(starts[h]);
     }
     const int lines = kHalves ? 2 : 4;
 #pragma GCC unroll 4
     for (int line = 0; line < lines; ++line) {
       const int step = half * 4 + 2 * line;
-      Bytes even[P], odd[P];
-      for (int p = 0; p < P; ++p) {
-        expand_line<kBits>(record + p * panel_stride + Format::subscale_bytes, group, step / 2, even[p], odd[p]);
+      for (int i = 0; ahead && i < RecordLines<Format>::kEach; ++i) {
+        __builtin_prefetch(ahead + ((group * 4 + step / 2) * RecordLines<Format>::kEach + i) * 64);
       }
+      Bytes even, odd;
+      expand_line<kBits>(record + Format::subscale_bytes, group, step / 2, even, odd);
+      for (int h = 0; h < H; ++h) dot_step<kBits>(dots[h], even, broadcast4(entry + (step * H + h) * 4), 2 * line);
       for (int h = 0; h < H; ++h) {
-        const Bytes x = broadcast4(entry + (step * H + h) * 4);
-        for (int p = 0; p < P; ++p) dot_step<kBits>(dots[p][h], even[p], x, 2 * line);
-      }
-      for (int h = 0; h < H; ++h) {
-        const Bytes x = broadcast4(entry + ((step + 1) * H + h) * 4);
-        for (int p = 0; p < P; ++p) dot_step<kBits>(dots[p][h], odd[p], x, 2 * line + 1);
+        dot_step<kBits>(dots[h], odd, broadcast4(entry + ((step + 1) * H + h) * 4), 2 * line + 1);
       }
     }
-    for (int p = 0; p < P; ++p) {
-      GroupScales scales = {};
-      if (half == (kHalves ? 1 : 0))
-        scales = Format::load(head + p * panel_stride, record + p * panel_stride, group, bf16);
-      for (int h = 0; h < H; ++h) {
-        const F32 f = to_f32(dot_finish<kBits>(dots[p][h], starts[h]));
-        if (kHalves && half == 0) {
-          f0[p][h] = f;
-        } else {
-          sums[p][h] = group_term<kScheme>(sums[p][h], kHalves ? f0[p][h] : f, f, scales, words + h * 4, H * 4);
-        }
+    GroupScales scales = {};
+    if (half == (kHalves ? 1 : 0)) scales = Format::load(head, record, group, bf16);
+    for (int h = 0; h < H; ++h) {
+      const F32 f = to_f32(dot_finish<kBits>(dots[h], starts[h]));
+      if (kHalves && half == 0) {
+        f0[h] = f;
+      } else {
+        sums[h] = group_term<kScheme>(sums[h], kHalves ? f0[h] : f, f, scales, words + h * 4, H * 4);
       }
     }
   }
 }
 
-// One strip of P neighbouring panels against the tile; sums are left in out[p][h][R].
-template <class Format, int P, int H>
-__attribute__((noinline)) static void decode_strip(const unsigned char* strip, const PanelShape& shape,
-                                                   const unsigned char* entry, float* out) {
+// One panel against one tile; sums are left in out[h][R]. `next` is the panel that this thread reads after this one, or
+// null where this one is in cache already.
+template <class Format, int H>
+__attribute__((noinline)) static void decode_panel(const unsigned char* panel, const unsigned char* next,
+                                                   const PanelShape& shape, const unsigned char* entry, float* out) {
   constexpr int64_t kRecordBytes = Format::record_bytes;
   constexpr int64_t kEntryBytes = H * 4 * words_per_row(kCorrections<Format::scheme>);
-  const int64_t panel_stride = shape.panel_bytes;
-  F32 sums[P][H];
-  for (int p = 0; p < P; ++p) {
-    for (int h = 0; h < H; ++h) sums[p][h] = zero();
-  }
-  const unsigned char* head = strip;
-  const unsigned char* end_of_panel = strip + panel_stride;
+  F32 sums[H];
+  for (int h = 0; h < H; ++h) sums[h] = zero();
+  const unsigned char* const end = panel + shape.panel_bytes;
+  const unsigned char* head = panel;
   for (int64_t block = 0; block < shape.blocks; ++block) {
     const unsigned char* record = head + shape.head_bytes;
     for (int64_t i = 0; i < shape.records_per_block; ++i, record += kRecordBytes) {
-      // A record's share of lines, heads included; the last bytes of a panel are followed by the next strip's first.
-      const unsigned char* ahead = record + kPrefetchBytes;
-      if (ahead >= end_of_panel) ahead += (P - 1) * panel_stride;
-      for (int p = 0; p < P; ++p) {
-        for (int64_t line = 0; line < kRecordBytes + Format::record_head_bytes; line += 64) {
-          __builtin_prefetch(ahead + p * panel_stride + line, 0, 3);
-        }
+      const unsigned char* ahead = nullptr;
+      if (next)
+        ahead = record + kPrefetchBytes < end ? record + kPrefetchBytes : next + (record + kPrefetchBytes - end);
+      for (int line = 0; ahead && line < RecordLines<Format>::kRest; ++line) {
+        __builtin_prefetch(ahead + (RecordLines<Format>::kEach * 8 + line) * 64);
       }
 #pragma GCC unroll 1
       for (int group = 0; group < 2; ++group, entry += kEntryBytes) {
-        decode_group<Format, P, H>(sums, head, record, panel_stride, entry, group, shape.bf16_scales);
+        decode_group<Format, H>(sums, head, record, ahead, entry, group, shape.bf16_scales);
       }
     }
     head = record;
   }
-  for (int p = 0; p < P; ++p) {
-    for (int h = 0; h < H; ++h) store(out + (p * H + h) * R, sums[p][h]);
-  }
+  for (int h = 0; h < H; ++h) store(out + h * R, sums[h]);
 }
 
 // The row scheme's scale and zero point: y ← s · (y − (z − zero) · Σ Σq · scale of x).
@@ -134,56 +133,52 @@ static void apply_row_scales(const unsigned char* panel, int zero_point, const A
   }
 }
 
-// decode_strip for one height: one panel, and two if that is worth while.
-using StripFunction = void (*)(const unsigned char* strip, const PanelShape& shape, const unsigned char* entry,
-                               float* out);
-struct StripFunctions {
-  StripFunction one, two;
-};
-template <class Format, int H>
-LAPIDARY_INLINE StripFunctions strip_functions() {
-  if constexpr (H > kDecodeRows) {
-    return {nullptr, nullptr};
-  } else if constexpr (kDecodePanels<H> == 2) {
-    return {decode_strip<Format, 1, H>, decode_strip<Format, 2, H>};
-  } else {
-    return {decode_strip<Format, 1, H>, nullptr};
-  }
-}
+using DecodePanel = void (*)(const unsigned char* panel, const unsigned char* next, const PanelShape& shape,
+                             const unsigned char* entry, float* out);
 template <class Format>
-LAPIDARY_INLINE StripFunctions strip_functions(int height) {
+LAPIDARY_INLINE DecodePanel decode_panel_of(int height) {
   switch (height) {
-    case 1: return strip_functions<Format, 1>();
-    case 2: return strip_functions<Format, 2>();
-    case 3: return strip_functions<Format, 3>();
-    case 4: return strip_functions<Format, 4>();
-    case 5: return strip_functions<Format, 5>();
-    case 6: return strip_functions<Format, 6>();
-    case 7: return strip_functions<Format, 7>();
-    default: return strip_functions<Format, 8>();
+    case 1: return decode_panel<Format, 1>;
+    case 2: return decode_panel<Format, 2>;
+    case 3: return decode_panel<Format, 3>;
+    case 4: return decode_panel<Format, 4>;
+    case 5: return decode_panel < Format, kDecodeRows >= 5 ? 5 : 1 > ;
+    case 6: return decode_panel < Format, kDecodeRows >= 6 ? 6 : 1 > ;
+    case 7: return decode_panel < Format, kDecodeRows >= 7 ? 7 : 1 > ;
+    default: return decode_panel < Format, kDecodeRows >= 8 ? 8 : 1 > ;
   }
 }
 
-// Panels [begin, end) against the only tile.
-static void decode_panels(const TensorView& w, const PanelShape& shape, const StripFunctions& functions,
-                          const Activations& x, const Output& out, int64_t begin, int64_t end) {
-  alignas(64) float sums[2 * kDecodeRows * R];  // a gate panel waits for its up panel
-  const int height = x.tiling.height;
+// What decode_panels needs to know of the two heights that tiles have.
+struct DecodeHeights {
+  DecodePanel taller, shorter;
+};
+template <class Format>
+LAPIDARY_INLINE DecodeHeights decode_heights(const Tiling& tiling) {
+  return {decode_panel_of<Format>(tiling.height), decode_panel_of<Format>(tiling.height - 1)};
+}
+
+// Panels [begin, end) against all tiles; panel number `next` is what this thread reads after them.
+static void decode_panels(const TensorView& w, const PanelShape& shape, const DecodeHeights& heights,
+                          const Activations& x, const Output& out, int64_t begin, int64_t end, int64_t next) {
+  alignas(64) float sums[2 * kFewRows * R];  // [tiles][2][H][R]: a gate panel waits for its up panel
+  const Tiling& tiling = x.tiling;
   for (int64_t panel = begin; panel < end; panel += 2) {
     const int count = end - panel < 2 ? 1 : 2;
-    const unsigned char* strip = w.data + panel * shape.panel_bytes;
-    if (count == 2 && functions.two) {
-      functions.two(strip, shape, x.data, sums);
-    } else {
-      for (int p = 0; p < count; ++p)
-        functions.one(strip + p * shape.panel_bytes, shape, x.data, sums + p * height * R);
-    }
-    if (shape.zero_of_rows) {
-      for (int p = 0; p < count; ++p) {
-        apply_row_scales(strip + p * shape.panel_bytes, shape.zero_of_rows, x, 0, sums + p * height * R);
+    for (int p = 0; p < count; ++p) {
+      const unsigned char* at = w.data + (panel + p) * shape.panel_bytes;
+      const unsigned char* after = panel + p + 1 < end ? at + shape.panel_bytes : w.data + next * shape.panel_bytes;
+      for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+        float* tile_sums = sums + (2 * tiling.first_row(tile) + p * tiling.rows_of(tile)) * R;
+        const DecodePanel decode = tile < tiling.taller ? heights.taller : heights.shorter;
+        decode(at, tile == 0 ? after : nullptr, shape, x.tile(tile), tile_sums);
+        if (shape.zero_of_rows) apply_row_scales(at, shape.zero_of_rows, x, tile, tile_sums);
       }
     }
-    finish_tile(out, panel, count, 0, height, sums);
+    for (int64_t tile = 0; tile < tiling.tiles; ++tile) {
+      const int64_t row = tiling.first_row(tile);
+      finish_tile(out, panel, count, row, tiling.rows_of(tile), sums + 2 * row * R);
+    }
   }
 }
 

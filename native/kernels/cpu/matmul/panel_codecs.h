@@ -32,7 +32,7 @@ LAPIDARY_INLINE void expand_line(const unsigned char* codes, int group, int line
     odd = load_bytes(codes + (group * kSteps + 2 * line + 1) * kLine);
     return;
   }
-  const Bytes packed = load_bytes(codes + (group * 4 + line) * kLine);
+  const Bytes packed = load_bytes_once(codes + (group * 4 + line) * kLine);
   even = low_nibbles(packed);
   odd = high_nibbles(packed);
   const unsigned char* planes = codes + 8 * kLine;

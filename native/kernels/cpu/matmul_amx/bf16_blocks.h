@@ -186,7 +186,8 @@ static void matmul_bf16(const Call& call, Team& team, const PanelShape& shape, A
   const int64_t column_blocks = (job.panels + kBlockPanels - 1) / kBlockPanels;
   Tiles tiles(kFullTiles);
   // Claims of a group, or of 512 columns: a claim reads the band again.
-  for_each_share(team, 0, column_blocks, plan.group > 16 ? plan.group : 16, [&](int64_t begin, int64_t end) {
+  const Shares shares = divide(team.threads, column_blocks, plan.group > 16 ? plan.group : 16);
+  for_each_share(team, 0, shares, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t block = 0; block < plan.x.blocks(); block += plan.band_blocks) {
       const int64_t last_block = least(block + plan.band_blocks, plan.x.blocks());
       for (int64_t at = begin; at < end; at += plan.group) {

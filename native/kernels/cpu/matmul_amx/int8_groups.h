@@ -213,7 +213,7 @@ static void matmul_int8(const Call& call, Team& team) {
   const Output out = describe_output(call);
   Tiles tiles(Format::scheme == ScaleScheme::super ? kDepth16Tiles : kDepth32Tiles);
   const int64_t pairs = (panels + 1) / 2;
-  for_each_share(team, 0, pairs, pairs / 64 + 1, [&](int64_t begin, int64_t end) {
+  for_each_share(team, 0, divide(team.threads, pairs, pairs / 64 + 1), [&](int64_t begin, int64_t end, int64_t) {
     multiply_int8_panels<Format>(tiles, w, shape, packed, rows, out, 2 * begin, 2 * end < panels ? 2 * end : panels);
   });
 }

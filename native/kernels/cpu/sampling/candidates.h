@@ -60,7 +60,7 @@ struct Numbers {
 constexpr int kThresholds = 8;
 
 // sums[j] = Σ of the weights of all x ≥ thresholds[j].
-void sums_from(const Numbers& numbers, const float* thresholds, double* sums) {
+inline void sums_from(const Numbers& numbers, const float* thresholds, double* sums) {
   for (int j = 0; j < kThresholds; ++j) sums[j] = 0;
   for (int64_t chunk = 0; chunk < numbers.count; chunk += kChunk) {
     const int64_t end = chunk + kChunk < numbers.count ? chunk + kChunk : numbers.count;
@@ -81,7 +81,7 @@ void sums_from(const Numbers& numbers, const float* thresholds, double* sums) {
 }
 
 // Copies the numbers in [low, high) unless they are more than `capacity`; returns how many, or −1.
-int64_t extract(const Numbers& numbers, float low, float high, int64_t capacity, float* x, float* weight) {
+inline int64_t extract(const Numbers& numbers, float low, float high, int64_t capacity, float* x, float* weight) {
   int64_t count = 0;
   for (int64_t i = 0; i < numbers.count; i += kLanes) {
     const int n = lanes_at(i, numbers.count);
@@ -101,7 +101,7 @@ int64_t extract(const Numbers& numbers, float low, float high, int64_t capacity,
 
 // The cutoff of the shortest prefix, in descending order, whose weights sum to at least `goal` > 0. The sum of all that
 // is ≥ low reaches the goal (nominally: rounding may deny it, and all is kept); no number exceeds `highest`.
-Cutoff find_cutoff(Numbers numbers, float lowest, float highest, double goal) {
+inline Cutoff find_cutoff(Numbers numbers, float lowest, float highest, double goal) {
   constexpr int64_t kFew = 1024;
   float few_x[kFew], few_weight[kFew];
   bool few = numbers.count <= kFew;
@@ -141,7 +141,7 @@ Cutoff find_cutoff(Numbers numbers, float lowest, float highest, double goal) {
 }
 
 // Drops what the cutoff does, from a list that has no weights yet.
-void keep_best(Candidates& candidates, Cutoff cutoff) {
+inline void keep_best(Candidates& candidates, Cutoff cutoff) {
   const F32 least = simd::set1(cutoff.x);
   int64_t kept = 0;
   for (int64_t i = 0; i < candidates.count; i += kLanes) {
@@ -158,7 +158,7 @@ void keep_best(Candidates& candidates, Cutoff cutoff) {
 }
 
 // Sets the weights to 0 of what the cutoff drops.
-void drop_weights(const Candidates& candidates, Cutoff cutoff) {
+inline void drop_weights(const Candidates& candidates, Cutoff cutoff) {
   const F32 least = simd::set1(cutoff.x);
   for (int64_t i = 0; i < candidates.count; i += kLanes) {
     const int n = lanes_at(i, candidates.count);
@@ -172,7 +172,7 @@ void drop_weights(const Candidates& candidates, Cutoff cutoff) {
 }
 
 // Sets weights below `least` to 0 and fills the sums of chunks. Returns their sum.
-double sum_weights(float* weight, int64_t count, float least, double* chunk_sum) {
+inline double sum_weights(float* weight, int64_t count, float least, double* chunk_sum) {
   const F32 floor = simd::set1(least);
   double total = 0;
   for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
@@ -198,7 +198,7 @@ struct Position {
   double before;  // the sum of the chunks before it
 };
 
-Position find_chunk(const double* chunk_sum, int64_t chunks, double target) {
+inline Position find_chunk(const double* chunk_sum, int64_t chunks, double target) {
   Position position = {0, 0};
   double running = 0;
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
@@ -210,7 +210,7 @@ Position find_chunk(const double* chunk_sum, int64_t chunks, double target) {
   return position;
 }
 
-int find_in_chunk(const float* weight, int count, double before, double target) {
+inline int find_in_chunk(const float* weight, int count, double before, double target) {
   int found = 0;
   for (int i = 0; i < count; ++i) {
     if (!(weight[i] > 0)) continue;

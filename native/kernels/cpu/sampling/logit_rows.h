@@ -14,7 +14,7 @@ namespace {
 constexpr int kBlock = kChunk;
 constexpr float kInfinity = __builtin_inff();
 
-int64_t block_count(int64_t vocabulary) { return (vocabulary + kBlock - 1) / kBlock; }
+inline int64_t block_count(int64_t vocabulary) { return (vocabulary + kBlock - 1) / kBlock; }
 
 // x = logits + bias of one row. Lanes past n are not to be used.
 template <DType kDtype>
@@ -69,7 +69,7 @@ float block_maximum(const LogitRow<kDtype>& row, int64_t block) {
   return simd::reduce_max(simd::max(max0, max1));
 }
 
-float row_maximum(const float* block_max, int64_t blocks) {
+inline float row_maximum(const float* block_max, int64_t blocks) {
   F32 largest = simd::set1(block_max[0]);
   int64_t i = 0;
   for (; i + kLanes <= blocks; i += kLanes) largest = simd::max(simd::load(block_max + i), largest);
@@ -142,7 +142,21 @@ void gather(const LogitRow<kDtype>& row, const float* block_max, int64_t blocks,
   candidates.count = count;
 }
 
-void weigh(const Weigher& weigher, Candidates& candidates) {
+// The k largest of a row whose largest is `max`, in order of id; fewer where there are not as many numbers. Returns a lower
+// bound of them.
+template <DType kDtype>
+float find_top(const LogitRow<kDtype>& row, const float* block_max, int64_t blocks, float max, int64_t k,
+               Candidates& candidates) {
+  float bound = -kInfinity;
+  if (k <= blocks) bound = find_cutoff({block_max, nullptr, blocks}, bound, max, double(k)).x;
+  gather(row, block_max, blocks, bound, candidates);
+  if (candidates.count > k) {
+    keep_best(candidates, find_cutoff({candidates.x, nullptr, candidates.count}, bound, max, double(k)));
+  }
+  return bound;
+}
+
+inline void weigh(const Weigher& weigher, Candidates& candidates) {
   for (int64_t i = 0; i < candidates.count; i += kLanes) {
     const int n = lanes_at(i, candidates.count);
     simd::store_first(candidates.weight + i, weigher.weights(simd::load_first(candidates.x + i, n)), n);
@@ -151,7 +165,7 @@ void weigh(const Weigher& weigher, Candidates& candidates) {
 
 // A lower bound of the x whose weight is `weight` in (0, 1]: the power of two below the weight halved once more, so
 // that no rounding can lift it above.
-float bound_of_weight(const Weigher& weigher, double weight) {
+inline float bound_of_weight(const Weigher& weigher, double weight) {
   const int exponent = int(__builtin_bit_cast(uint64_t, weight) >> 52) - 1023;
   return weigher.max + float(exponent - 1) * 0x1.62e43p-1f / weigher.inverse_temperature;
 }

@@ -145,6 +145,12 @@ LAPIDARY_INLINE I32 load_i8_i32(const int8_t* p) {
 
 // ── Bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 LAPIDARY_INLINE Bytes load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// The same for a value with several uses: compilers would make it a memory operand of each.
+LAPIDARY_INLINE Bytes load_bytes_once(const void* p) {
+  Bytes a = load_bytes(p);
+  asm("" : "+x"(a));
+  return a;
+}
 LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }

@@ -135,6 +135,12 @@ LAPIDARY_INLINE I32 load_i8_i32(const int8_t* p) {
 
 // ── Bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 LAPIDARY_INLINE Bytes load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+// The same for a value with several uses: compilers would make it a memory operand of each.
+LAPIDARY_INLINE Bytes load_bytes_once(const void* p) {
+  Bytes a = load_bytes(p);
+  asm("" : "+v"(a));
+  return a;
+}
 LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a); }
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }

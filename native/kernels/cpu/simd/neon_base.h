@@ -137,6 +137,7 @@ LAPIDARY_INLINE F32 load_i8(const int8_t* p) { return to_f32(load_i8_i32(p)); }
 
 // ── Bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 LAPIDARY_INLINE Bytes load_bytes(const void* p) { return vld1q_u8(static_cast<const uint8_t*>(p)); }
+LAPIDARY_INLINE Bytes load_bytes_once(const void* p) { return load_bytes(p); }
 LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { vst1q_u8(static_cast<uint8_t*>(p), a); }
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return vandq_u8(a, vdupq_n_u8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return vshrq_n_u8(a, 4); }

@@ -250,6 +250,8 @@ LAPIDARY_INLINE Bytes load_bytes(const void* p) {
   memcpy(&r, p, sizeof r);
   return r;
 }
+// The same for a value with several uses: compilers would make it a memory operand of each.
+LAPIDARY_INLINE Bytes load_bytes_once(const void* p) { return load_bytes(p); }
 LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { memcpy(p, &a, sizeof a); }
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) {
   for (auto& b : a.byte) b &= 15;

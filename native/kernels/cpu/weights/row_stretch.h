@@ -23,15 +23,20 @@ LAPIDARY_INLINE void store_scaled(const float* from, int64_t columns, float scal
   }
 }
 
-static void expand_row(const TensorView& matrix, int64_t row, float scale, DType dtype, unsigned char* to) {
+// Columns [k, k + columns) of a row of any matrix as f32; at most kStretch columns.
+LAPIDARY_INLINE void read_stretch(const TensorView& matrix, int64_t row, int64_t k, int64_t columns, float* values) {
+  if (matrix.layout == Layout::panels)
+    panel_rows::row_to_f32(matrix, row, k, columns, values);
+  else
+    stored::row_to_f32(matrix.dtype, stored::row_address(matrix, row), k, columns, values);
+}
+
+[[maybe_unused]] static void expand_row(const TensorView& matrix, int64_t row, float scale, DType dtype,
+                                        unsigned char* to) {
   alignas(64) float values[kStretch];
-  const bool packed = matrix.layout == Layout::panels;
   for (int64_t k = 0; k < matrix.dims[1]; k += kStretch) {
     const int64_t columns = matrix.dims[1] - k < kStretch ? matrix.dims[1] - k : kStretch;
-    if (packed)
-      panel_rows::row_to_f32(matrix, row, k, columns, values);
-    else
-      stored::row_to_f32(matrix.dtype, stored::row_address(matrix, row), k, columns, values);
+    read_stretch(matrix, row, k, columns, values);
     store_scaled(values, columns, scale, dtype, to + k * info(dtype).block_bytes);
   }
 }

@@ -1,0 +1,14 @@
+// packed_form.h: a packed tensor that comes from elsewhere (a file), checked before any kernel sees it.
+#pragma once
+#include "ops/contract.h"
+
+namespace lapidary {
+
+// The version of ops/weight_panels.h as files keep it: one more for every change of any byte of the layout.
+static constexpr int kPanelLayoutVersion = 1;
+
+// Whether kernels of this device read packed weights of this form; ERR_LAYOUT_UNSUPPORTED says what they do not. What
+// the bytes hold needs no check: codes and scales of any value are weights.
+Status expect_readable_panels(const TensorView& packed, const DeviceTraits& device, const char* what);
+
+}  // namespace lapidary
