@@ -1,0 +1,335 @@
+/**
+ * One load of a model: what is to be made, what has been made, and the packed cache that it comes from or goes to.
+ * @module
+ */
+import { tmpdir } from 'node:os'
+import type { Checkpoint, StoredTensor } from '../../checkpoint/checkpoint.ts'
+import type { LinearWeight } from '../../checkpoint/linear.ts'
+import type { Device } from '../../device.ts'
+import { LapidaryError } from '../../errors.ts'
+import { packWeights } from '../../ops/pack-weights.ts'
+import { cast } from '../../ops/row-ops.ts'
+import { Tensor } from '../../tensor.ts'
+import type { GemmaConfig } from './config.ts'
+import type { GemmaLoadOptions, HeadFormat } from './load-options.ts'
+import { defaultRefine } from './load-options.ts'
+import type { HeadProjection, LayerTensors, ModelTensors } from './model.ts'
+import { type CacheIdentity, cachePath, PackedCacheReader, PackedCacheWriter } from './packed-cache.ts'
+import {
+  headBlocks,
+  joinBlocks,
+  type MatrixPlan,
+  mapStored,
+  packingError,
+  packMatrix,
+  stackable,
+  storedBytes,
+} from './packing.ts'
+import type { LayerWeights, ModelWeights } from './weights.ts'
+
+/** Smaller models are packed faster than a cache is opened. */
+const smallestCachedBytes = 64 * 2 ** 20
+
+/** The plans of one layer's matrices. */
+interface LayerPlan {
+  readonly qkv: readonly MatrixPlan[]
+  readonly output: MatrixPlan
+  readonly gateUp: readonly MatrixPlan[]
+  readonly down: MatrixPlan
+}
+
+export class Loader {
+  /** Everything made, for releasing. */
+  readonly made: Tensor[] = []
+  packedBytes = 0
+  fromCache = false
+  cacheFile: string | undefined
+  readonly #device: Device
+  readonly #checkpoint: Checkpoint
+  readonly #config: GemmaConfig
+  readonly #weights: ModelWeights
+  readonly #options: GemmaLoadOptions & { readonly head: HeadFormat }
+  readonly #widen: boolean
+  readonly #layerPlans: readonly LayerPlan[]
+  readonly #densePlans: readonly MatrixPlan[]
+  #writer: PackedCacheWriter | undefined
+  #done = 0
+  #total = 0
+
+  constructor(
+    device: Device,
+    checkpoint: Checkpoint,
+    config: GemmaConfig,
+    weights: ModelWeights,
+    options: GemmaLoadOptions & { readonly head: HeadFormat },
+  ) {
+    this.#device = device
+    this.#checkpoint = checkpoint
+    this.#config = config
+    this.#weights = weights
+    this.#options = options
+    this.#widen = options.weights === 'f32'
+    this.#layerPlans = weights.layers.map((layer, index) => planLayer(layer, `layers.${index}`, this.#widen))
+    this.#densePlans = weights.dense.map((stored, index) => planMatrix(`dense.${index}`, [plainLinear(stored)]))
+  }
+
+  async load(): Promise<ModelTensors> {
+    const { finalNorm, layers } = this.#weights
+    const isF32 = this.#widen || layers[0]?.q.weight.dtype === 'f32'
+    const matrices = (await this.#fromCache()) ?? (await this.#packed())
+    const matrix = (plan: MatrixPlan) => matrices.get(plan.name) as Tensor
+    const table = this.#lookupTable(matrices.get('head'))
+    const model: ModelTensors = {
+      config: this.#config,
+      activations: this.#options.activations ?? (isF32 ? 'f32' : 'bf16'),
+      embedding: table,
+      layers: layers.map((layer, index) => this.#layer(layer, this.#layerPlans[index] as LayerPlan, matrix)),
+      finalNorm: this.#norm(finalNorm),
+      head: matrices.get('head'),
+      refinement: this.#refinement(table),
+      dense: this.#densePlans.map(matrix),
+    }
+    await this.#device.currentStream.synchronize()
+    if (this.#writer) this.cacheFile = await this.#writer.finish()
+    for (const tensor of matrices.values()) this.packedBytes += tensor.packedForm().bytes
+    return model
+  }
+
+  /** Releases everything: the load has failed. */
+  async abandon(): Promise<void> {
+    for (const tensor of this.made.splice(0)) tensor.dispose()
+    await this.#writer?.discard()
+  }
+
+  #layer(stored: LayerWeights, plan: LayerPlan, matrix: (plan: MatrixPlan) => Tensor): LayerTensors {
+    const norm = (tensor: StoredTensor | undefined) => tensor && this.#norm(tensor)
+    const qkv = plan.qkv.map((run): HeadProjection => {
+      return { weight: matrix(run), heads: run.parts.map((part) => part.shape[0] / this.#config.headDim) }
+    })
+    return {
+      attentionNorm: this.#norm(stored.attentionNorm),
+      qkv,
+      qNorm: norm(stored.qNorm),
+      kNorm: norm(stored.kNorm),
+      output: matrix(plan.output),
+      attentionPostNorm: norm(stored.attentionPostNorm),
+      ffnNorm: this.#norm(stored.ffnNorm),
+      gateUp: plan.gateUp.map(matrix) as [Tensor] | [Tensor, Tensor],
+      down: matrix(plan.down),
+      ffnPostNorm: norm(stored.ffnPostNorm),
+    }
+  }
+
+  /** A vector as f32 in memory of its own. */
+  #norm(stored: StoredTensor): Tensor {
+    using mapped = mapStored(this.#device, stored)
+    return this.#keep(cast(mapped, 'f32'))
+  }
+
+  #keep(tensor: Tensor): Tensor {
+    this.made.push(tensor)
+    return tensor
+  }
+
+  get #plans(): MatrixPlan[] {
+    return [
+      ...this.#layerPlans.flatMap(({ qkv, output, gateUp, down }) => [...qkv, output, ...gateUp, down]),
+      ...this.#densePlans,
+    ]
+  }
+
+  /** The matrix that the head is made from; embedding models have none. */
+  get #headSource(): StoredTensor | undefined {
+    return this.#config.bidirectional ? undefined : (this.#weights.head ?? this.#weights.embedding)
+  }
+
+  /**
+   * Where embeddings are looked up: in a packed head of the very same values, so that the file need not be in memory besides; else in the
+   * mapped file.
+   */
+  #lookupTable(head: Tensor | undefined): Tensor {
+    const isSame = this.#weights.head === undefined && !this.#widen && this.#options.head === 'stored'
+    return head && isSame ? head : this.#keep(mapStored(this.#device, this.#weights.embedding))
+  }
+
+  /** The stored rows beside a head that was rounded from them. */
+  #refinement(embedding: Tensor): ModelTensors['refinement'] {
+    const { head, refine = defaultRefine } = this.#options
+    const source = this.#headSource
+    if (source === undefined || this.#widen || head === 'stored' || head === source.dtype || refine === 0)
+      return undefined
+    const table = source === this.#weights.embedding ? embedding : this.#keep(mapStored(this.#device, source))
+    return { table, top: refine }
+  }
+
+  /** All matrices from the packed cache, if there is one that fits; otherwise a new one is begun where that is wanted. */
+  async #fromCache(): Promise<Map<string, Tensor> | undefined> {
+    const plans = this.#plans
+    const head = this.#headSource
+    this.#total = plans.reduce((sum, plan) => sum + storedBytes(plan), head?.bytes ?? 0)
+    const wanted = this.#options.packedCache ?? this.#total >= smallestCachedBytes
+    if (wanted === false) return undefined
+    const identity = this.#identity()
+    const file = cachePath(this.#checkpoint, identity, wanted === true ? undefined : wanted)
+    const shapes = new Map<string, readonly number[]>(plans.map((plan) => [plan.name, plan.shape]))
+    if (head) shapes.set('head', head.shape)
+    const reader = await PackedCacheReader.open(file, this.#checkpoint, identity)
+    if (reader?.holds(shapes)) {
+      const matrices = await this.#read(reader, [...shapes.keys()])
+      if (matrices) {
+        this.fromCache = true
+        this.cacheFile = file
+        return matrices
+      }
+    }
+    this.#writer = await PackedCacheWriter.create(file, this.#checkpoint, identity)
+    return undefined
+  }
+
+  async #read(reader: PackedCacheReader, names: readonly string[]): Promise<Map<string, Tensor> | undefined> {
+    const total = names.reduce((sum, name) => sum + reader.bytesOf(name), 0)
+    const matrices = new Map<string, Tensor>()
+    try {
+      for (const name of names) {
+        this.#checkAborted()
+        matrices.set(name, this.#keep(reader.load(this.#device, name)))
+        await this.#device.currentStream.synchronize()
+        this.#progress(reader.bytesOf(name), total)
+      }
+      return matrices
+    } catch (error) {
+      if (error instanceof LapidaryError && error.code === 'ERR_ABORTED') throw error
+      // The cache became unreadable under our hands: it is packed anew.
+      for (const tensor of this.made.splice(0)) tensor.dispose()
+      this.#done = 0
+      return undefined
+    }
+  }
+
+  async #packed(): Promise<Map<string, Tensor>> {
+    const matrices = new Map<string, Tensor>()
+    const head = this.#headSource
+    // First, while memory is free: where its blocks are joined in memory, they take its size twice.
+    if (head) {
+      this.#checkAborted()
+      matrices.set('head', this.#keep(await this.#named([head], () => this.#packHead(head))))
+    }
+    for (const plan of this.#plans) {
+      this.#checkAborted()
+      const stored = plan.parts.map(({ weight }) => weight)
+      const packed = await this.#named(stored, async () => {
+        const tensor = this.#keep(packMatrix(this.#device, plan, this.#widen))
+        await this.#device.currentStream.synchronize()
+        return tensor
+      })
+      matrices.set(plan.name, packed)
+      await this.#writer?.add(plan.name, packed)
+      this.#progress(storedBytes(plan), this.#total)
+    }
+    return matrices
+  }
+
+  async #packHead(stored: StoredTensor): Promise<Tensor> {
+    const format = this.#widen ? 'f32' : this.#options.head
+    const blocks = () => this.#headBlocks(stored, format)
+    const assembled = await this.#assembleHead(stored.shape[0] as number, blocks())
+    if (assembled) return assembled
+    const parts: Tensor[] = []
+    try {
+      for (const block of blocks()) {
+        parts.push(block)
+        await this.#device.currentStream.synchronize()
+      }
+      const head = joinBlocks(parts)
+      await this.#device.currentStream.synchronize()
+      await this.#writer?.add('head', head)
+      return head
+    } catch (error) {
+      for (const part of parts) part.dispose()
+      throw error
+    }
+  }
+
+  /** The head is a large part of some models: its blocks can be aborted, and count as progress. */
+  *#headBlocks(stored: StoredTensor, format: HeadFormat | 'f32'): Generator<Tensor> {
+    const rows = stored.shape[0] as number
+    this.#done = 0
+    for (const block of headBlocks(this.#device, stored, format)) {
+      const count = block.shape[0] as number
+      yield block
+      this.#progress((stored.bytes / rows) * count, this.#total)
+      this.#checkAborted()
+    }
+  }
+
+  /** Through the cache, or else through a file that lasts as long as this takes. */
+  async #assembleHead(rows: number, blocks: Iterable<Tensor>): Promise<Tensor | undefined> {
+    if ((this.#headSource?.bytes ?? 0) < smallestCachedBytes) return undefined
+    const scratch = this.#writer ? undefined : await this.#scratch()
+    try {
+      const head = await (this.#writer ?? scratch)?.assemble('head', rows, blocks)
+      if (head) await this.#device.currentStream.synchronize()
+      return head
+    } finally {
+      await scratch?.discard()
+    }
+  }
+
+  #scratch(): Promise<PackedCacheWriter | undefined> {
+    const identity = this.#identity()
+    return PackedCacheWriter.create(cachePath(this.#checkpoint, identity, tmpdir()), this.#checkpoint, identity)
+  }
+
+  async #named<T>(stored: readonly StoredTensor[], body: () => Promise<T>): Promise<T> {
+    try {
+      return await body()
+    } catch (error) {
+      throw packingError(error, stored)
+    }
+  }
+
+  /** The device's packed layout shows on any packed matrix. */
+  #identity(): CacheIdentity {
+    using sample = Tensor.zeros(this.#device, [1, 32])
+    using packed = packWeights(sample)
+    const { panelRows, layoutVersion } = packed.packedForm()
+    return {
+      layout: `r${panelRows}v${layoutVersion}`,
+      options: this.#widen ? { weights: 'f32' } : { head: this.#options.head },
+    }
+  }
+
+  #progress(bytes: number, total: number): void {
+    this.#done += bytes
+    this.#options.onProgress?.(this.#done, total)
+  }
+
+  #checkAborted(): void {
+    const { signal } = this.#options
+    if (signal?.aborted) throw new LapidaryError('ERR_ABORTED', 'GemmaModel.load: aborted', { cause: signal.reason })
+  }
+}
+
+function planLayer(layer: LayerWeights, name: string, widen: boolean): LayerPlan {
+  const runs = (part: string, linears: readonly LinearWeight[], interleave: MatrixPlan['interleave']) =>
+    stackable(linears, widen).map((run, index) => planMatrix(`${name}.${part}.${index}`, run, interleave))
+  return {
+    qkv: runs('qkv', [layer.q, layer.k, layer.v], 'rows'),
+    output: planMatrix(`${name}.output`, [layer.output]),
+    gateUp: runs('gateUp', [layer.gate, layer.up], 'gate_up'),
+    down: planMatrix(`${name}.down`, [layer.down]),
+  }
+}
+
+function planMatrix(
+  name: string,
+  parts: readonly LinearWeight[],
+  interleave: MatrixPlan['interleave'] = 'rows',
+): MatrixPlan {
+  const rows = parts.reduce((sum, part) => sum + part.shape[0], 0)
+  return { name, shape: [rows, parts[0]?.shape[1] as number], parts, interleave }
+}
+
+function plainLinear(stored: StoredTensor): LinearWeight {
+  return { name: stored.name, shape: stored.shape as [number, number], format: 'stored', weight: stored }
+}
