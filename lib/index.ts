@@ -7,9 +7,34 @@ import { setCast } from './tensor.ts'
 
 setCast(cast)
 
+export { type Checkpoint, openCheckpoint, type StoredTensor } from './checkpoint/checkpoint.ts'
+export { type LinearWeight, linearWeight } from './checkpoint/linear.ts'
 export { Device, type DeviceInfo, type DeviceListing, type DeviceOptions, type Isa } from './device.ts'
 export { type DType, type DTypeArray, type DTypeInfo, dtypes, type Layout } from './dtype.ts'
+export {
+  bundledModel,
+  type FinishReason,
+  Gemma,
+  type GemmaInfo,
+  type GemmaOptions,
+  type GenerateOptions,
+  Generation,
+  type GenerationResult,
+  type GenerationTimings,
+  type KvDType,
+  type KvMemory,
+  type LogitsOptions,
+  type PerplexityOptions,
+  type Piece,
+  type SamplingDefaults,
+  type SamplingOptions,
+  type TokenLogprobs,
+} from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
+export type { GemmaConfig } from './models/gemma/config.ts'
+export { type QuantizeCheckpointOptions, quantizeCheckpoint } from './models/gemma/quantize.ts'
+export { type GemmaSize, type GemmaSizeName, gemmaSizes } from './models/gemma/sizes.ts'
+export { type SyntheticOptions, writeSynthetic } from './models/gemma/synthetic.ts'
 export * from './ops/embedding.ts'
 export * from './ops/flash-attention.ts'
 export * from './ops/matmul.ts'
@@ -31,3 +56,5 @@ export {
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
 export { type PackedForm, Tensor } from './tensor.ts'
+export { type ChatMessage, ChatTemplate } from './tokenizer/chat.ts'
+export { Tokenizer } from './tokenizer/tokenizer.ts'

@@ -1,0 +1,197 @@
+/**
+ * A generation in progress: its pieces as they come, and its result.
+ * @module
+ */
+import { LapidaryError } from '../errors.ts'
+import type { StreamDecoder } from '../tokenizer/stream-decoder.ts'
+import type { Engine } from './engine.ts'
+import type { SamplingSettings } from './sampler.ts'
+import type { FinishReason, Sequence, TokenLogprobs } from './sequence.ts'
+import { StopStrings } from './stop-strings.ts'
+
+/** What one token adds. */
+export interface Piece {
+  /** May be empty: characters whose bytes have not all come, and possible beginnings of a stop string, are held back. */
+  readonly text: string
+  /** The token. The last piece, of what was held back at the end, has none. */
+  readonly ids: readonly number[]
+  /** One per id, if asked for. */
+  readonly logprobs?: readonly TokenLogprobs[]
+}
+
+/** A finished generation. */
+export interface GenerationResult {
+  /** Without the stop string. */
+  readonly text: string
+  /** The generated tokens, without the stop token; with those of a stop string. */
+  readonly ids: readonly number[]
+  readonly finishReason: FinishReason
+  readonly promptTokens: number
+  /** Tokens of the prompt whose keys and values an earlier request had left. */
+  readonly cachedTokens: number
+  /** Generated. */
+  readonly tokens: number
+  readonly timings: GenerationTimings
+  /** One per id, if asked for. */
+  readonly logprobs?: readonly TokenLogprobs[]
+}
+
+/** In milliseconds. */
+export interface GenerationTimings {
+  /** From the request to its admission to the batch. */
+  readonly queueMs: number
+  /** From there to the first token. */
+  readonly prefillMs: number
+  /** From the first token to the end. */
+  readonly decodeMs: number
+  readonly totalMs: number
+}
+
+/** @internal What a generation is started with; everything checked. */
+export interface GenerationRequest {
+  readonly prompt: Int32Array
+  readonly maxTokens: number
+  readonly sampling: SamplingSettings
+  readonly stopTokens: ReadonlySet<number>
+  readonly stop: readonly string[]
+  readonly signal: AbortSignal | undefined
+  readonly decoder: StreamDecoder
+}
+
+interface Waiter {
+  readonly resolve: (result: IteratorResult<Piece, undefined>) => void
+  readonly reject: (error: unknown) => void
+}
+
+/**
+ * Text being generated. It runs from the moment it is made, iterated or not; leaving the loop early ends it.
+ *
+ * @example
+ * const generation = gemma.stream('Once upon a time')
+ * for await (const { text } of generation) process.stdout.write(text)
+ * const { finishReason, tokens } = await generation.result
+ */
+export class Generation implements AsyncIterable<Piece> {
+  /** Everything together, at the end. Rejects if the request failed; a request that was aborted resolves with what it has. */
+  readonly result: Promise<GenerationResult>
+  readonly #engine: Engine
+  readonly #sequence: Sequence
+  readonly #request: GenerationRequest
+  readonly #stops: StopStrings
+  readonly #onAbort = (): void => this.cancel()
+  readonly #pieces: Piece[] = []
+  readonly #waiters: Waiter[] = []
+  readonly #ids: number[] = []
+  readonly #logprobs: TokenLogprobs[] = []
+  #text = ''
+  #settle: { resolve: (result: GenerationResult) => void; reject: (error: unknown) => void }
+  #ended = false
+  #failure: { readonly error: unknown } | undefined
+
+  /** @internal */
+  constructor(engine: Engine, request: GenerationRequest) {
+    this.#engine = engine
+    this.#request = request
+    this.#stops = new StopStrings(request.stop)
+    this.#settle = { resolve: () => {}, reject: () => {} }
+    this.result = new Promise((resolve, reject) => {
+      this.#settle = { resolve, reject }
+    })
+    // Whoever only iterates learns of a failure there.
+    this.result.catch(() => {})
+    const { prompt, maxTokens, sampling, stopTokens, signal } = request
+    this.#sequence = engine.submit({
+      prompt,
+      maxTokens,
+      sampling,
+      stopTokens,
+      onToken: (id, logprobs) => this.#take(id, logprobs),
+      onFinish: (reason) => this.#finish(reason),
+      onError: (error) => this.#fail(error),
+    })
+    if (signal?.aborted) this.cancel()
+    else signal?.addEventListener('abort', this.#onAbort, { once: true })
+  }
+
+  /** Ends the generation now, with finish reason `abort`. Nothing happens if it has ended. */
+  cancel(): void {
+    this.#engine.abort(this.#sequence)
+  }
+
+  /** The pieces, from the first one not yet taken. There is one sequence of pieces, however often this is called. */
+  [Symbol.asyncIterator](): AsyncIterator<Piece, undefined> {
+    return {
+      next: () => this.#next(),
+      return: async () => {
+        this.cancel()
+        this.#pieces.length = 0
+        return { done: true, value: undefined }
+      },
+    }
+  }
+
+  #next(): Promise<IteratorResult<Piece, undefined>> {
+    const value = this.#pieces.shift()
+    if (value) return Promise.resolve({ done: false, value })
+    if (this.#failure) return Promise.reject(this.#failure.error)
+    if (this.#ended) return Promise.resolve({ done: true, value: undefined })
+    return new Promise((resolve, reject) => this.#waiters.push({ resolve, reject }))
+  }
+
+  #take(id: number, logprobs: TokenLogprobs | undefined): boolean {
+    this.#ids.push(id)
+    if (logprobs) this.#logprobs.push(logprobs)
+    const { text, stopped } = this.#stops.push(this.#request.decoder.push(id))
+    this.#emit({ text, ids: [id], ...(logprobs && { logprobs: [logprobs] }) })
+    return stopped
+  }
+
+  #emit(piece: Piece): void {
+    this.#text += piece.text
+    const waiter = this.#waiters.shift()
+    if (waiter) waiter.resolve({ done: false, value: piece })
+    else this.#pieces.push(piece)
+  }
+
+  #finish(finishReason: FinishReason): void {
+    const { prompt, decoder, sampling } = this.#request
+    const sequence = this.#sequence
+    const { text, stopped } = this.#stops.push(decoder.end())
+    const rest = stopped ? text : text + this.#stops.end()
+    if (rest !== '') this.#emit({ text: rest, ids: [] })
+    this.#end()
+    const end = performance.now()
+    const admitted = sequence.admittedAt || end
+    const first = sequence.firstTokenAt || end
+    this.#settle.resolve({
+      text: this.#text,
+      ids: this.#ids,
+      finishReason,
+      promptTokens: prompt.length,
+      cachedTokens: sequence.cachedTokens,
+      tokens: this.#ids.length,
+      timings: {
+        queueMs: admitted - sequence.submittedAt,
+        prefillMs: first - admitted,
+        decodeMs: end - first,
+        totalMs: end - sequence.submittedAt,
+      },
+      ...(sampling.logprobs !== undefined && { logprobs: this.#logprobs }),
+    })
+    for (const waiter of this.#waiters.splice(0)) waiter.resolve({ done: true, value: undefined })
+  }
+
+  #fail(error: unknown): void {
+    // Each failed request has an error of its own: several may share the cause.
+    const own = error instanceof LapidaryError ? new LapidaryError(error.code, error.message, { cause: error }) : error
+    this.#failure = { error: own }
+    this.#end()
+    this.#settle.reject(own)
+    for (const waiter of this.#waiters.splice(0)) waiter.reject(own)
+  }
+
+  #end(): void {
+    this.#ended = true
+    this.#request.signal?.removeEventListener('abort', this.#onAbort)
+  }
+}

@@ -1,0 +1,195 @@
+/**
+ * The scheduler: which tokens of which sequences the next step computes.
+ * @module
+ */
+import { LapidaryError } from '../errors.ts'
+import type { KvPages } from './kv-pages.ts'
+import type { Sequence } from './sequence.ts'
+
+/** The part of one sequence in a step: tokens [start, start + count). */
+export interface StepEntry {
+  readonly sequence: Sequence
+  readonly start: number
+  readonly count: number
+  /** Whether they reach the sequence's end, so that the next token is sampled. */
+  readonly samples: boolean
+}
+
+export interface SchedulerOptions {
+  /** Sequences that run at once. */
+  readonly maxSequences: number
+  /** Tokens of one step: decoding sequences take one each, prompts share the rest in whole pages, at least one page. */
+  readonly stepTokens: number
+  /** Sequences that may wait. */
+  readonly maxQueue: number
+}
+
+/**
+ * Continuous batching (Yu et al. 2022, "Orca", OSDI) with chunked prefill (Agrawal et al. 2023, "Sarathi", arXiv:2308.16369) over a
+ * paged cache (Kwon et al. 2023, "vLLM", arXiv:2309.06180).
+ *
+ * Sequences are admitted in the order they came, when there is room for all tokens they have. Every step takes one token of each
+ * decoding sequence; prompts share what is left of the step's budget in equal parts, so that a long one does not hold up a
+ * short one. When pages run out the youngest running sequence is put back to the head of the queue, to be recomputed: running
+ * sequences are always older than waiting ones, and the oldest one always advances.
+ */
+export class Scheduler {
+  readonly #pages: KvPages
+  readonly #options: SchedulerOptions
+  readonly #waiting: Sequence[] = []
+  readonly #running: Sequence[] = []
+  readonly #onPreempt: (sequence: Sequence) => void
+  #preemptions = 0
+
+  /** @param onPreempt Told of sequences that are put back. */
+  constructor(pages: KvPages, options: SchedulerOptions, onPreempt: (sequence: Sequence) => void = () => {}) {
+    this.#pages = pages
+    this.#options = options
+    this.#onPreempt = onPreempt
+  }
+
+  /** Sequences that hold pages, oldest first. */
+  get running(): readonly Sequence[] {
+    return this.#running
+  }
+
+  get waiting(): readonly Sequence[] {
+    return this.#waiting
+  }
+
+  /** How often a sequence was put back for want of pages. */
+  get preemptions(): number {
+    return this.#preemptions
+  }
+
+  /** @throws ERR_BUSY if the queue is full. */
+  add(sequence: Sequence): void {
+    const { maxQueue, maxSequences } = this.#options
+    // Those that the next step may admit do not wait.
+    if (this.#waiting.length >= maxQueue + Math.max(0, maxSequences - this.#running.length)) {
+      throw new LapidaryError(
+        'ERR_BUSY',
+        `engine: expected at most ${maxQueue} waiting requests, got one more: try again later`,
+      )
+    }
+    this.#waiting.push(sequence)
+  }
+
+  /** Takes a sequence out, wherever it is. What it has computed is offered to later ones. */
+  remove(sequence: Sequence): void {
+    const waiting = this.#waiting.indexOf(sequence)
+    if (waiting >= 0) this.#waiting.splice(waiting, 1)
+    const running = this.#running.indexOf(sequence)
+    if (running >= 0) this.#running.splice(running, 1)
+    this.#letGo(sequence)
+  }
+
+  /** The next step, in the order of `running`; empty if there is nothing to do. */
+  next(): StepEntry[] {
+    this.#admit()
+    const shares = this.#shares()
+    const entries: StepEntry[] = []
+    // Preemption shortens the list from its end, never before the entry at hand.
+    for (let index = 0; index < this.#running.length; index++) {
+      const sequence = this.#running[index] as Sequence
+      const count = shares.get(sequence) ?? 0
+      if (count === 0 || !this.#reserve(sequence, count)) continue
+      entries.push({ sequence, start: sequence.computed, count, samples: count === sequence.pending })
+    }
+    return entries
+  }
+
+  /** Takes note that the tokens of a step are computed. */
+  commit(entries: readonly StepEntry[]): void {
+    for (const { sequence, start, count, samples } of entries) {
+      if (!sequence.pages) continue // removed meanwhile
+      sequence.computed = start + count
+      sequence.pages.passed(sequence.tokens, sequence.computed)
+      if (samples && start < sequence.promptLength) sequence.pages.publish(sequence.tokens, sequence.computed)
+    }
+  }
+
+  /** Pages for somebody else (scoring), putting back running sequences if need be. */
+  makeRoom(reserve: () => boolean): void {
+    while (!reserve()) {
+      const youngest = this.#running.at(-1)
+      if (!youngest) throw new LapidaryError('ERR_INTERNAL', 'scheduler: the cache has no room for one sequence')
+      this.#preempt(youngest)
+    }
+  }
+
+  #admit(): void {
+    while (this.#running.length < this.#options.maxSequences) {
+      const sequence = this.#waiting[0]
+      if (!sequence) return
+      const pages = this.#pages.open()
+      const held = pages.adopt(sequence.tokens)
+      if (!this.#pages.hasRoom(sequence.length + 1, held) && this.#running.length > 0) {
+        pages.release()
+        return
+      }
+      this.#waiting.shift()
+      sequence.pages = pages
+      sequence.computed = held
+      if (sequence.admittedAt === 0) {
+        sequence.admittedAt = performance.now()
+        sequence.cachedTokens = held
+      }
+      this.#running.push(sequence)
+    }
+  }
+
+  /** How many tokens each sequence gets. */
+  #shares(): Map<Sequence, number> {
+    const shares = new Map<Sequence, number>()
+    const prompts: Sequence[] = []
+    for (const sequence of this.#running) {
+      if (sequence.pending === 1) shares.set(sequence, 1)
+      else prompts.push(sequence)
+    }
+    // However many decode, prompts advance.
+    let budget = Math.max(this.#pages.pageTokens, this.#options.stepTokens - shares.size)
+    const scarce = budget < prompts.length * this.#pages.pageTokens
+    // Whoever needs less than an equal part leaves the rest to the others. Where there is not a page for each, the oldest go first.
+    if (!scarce) prompts.sort((a, b) => a.pending - b.pending)
+    prompts.forEach((sequence, index) => {
+      const share = scarce ? Math.min(budget, this.#pages.pageTokens) : Math.ceil(budget / (prompts.length - index))
+      const count = this.#wholePages(sequence, share)
+      budget -= count
+      shares.set(sequence, count)
+    })
+    return shares
+  }
+
+  /** At most `share` tokens of a prompt: up to its end, or to the end of a page. */
+  #wholePages({ computed, pending }: Sequence, share: number): number {
+    if (pending <= share) return pending
+    const { pageTokens } = this.#pages
+    return Math.max(0, Math.floor((computed + share) / pageTokens) * pageTokens - computed)
+  }
+
+  /** Pages for the next tokens of a sequence, at the expense of younger ones. False if it had to be put back itself. */
+  #reserve(sequence: Sequence, count: number): boolean {
+    while (!sequence.pages?.reserve(sequence.computed, count)) {
+      const youngest = this.#running.at(-1) as Sequence
+      this.#preempt(youngest)
+      if (youngest === sequence) return false
+    }
+    return true
+  }
+
+  #preempt(sequence: Sequence): void {
+    this.#preemptions++
+    this.#running.splice(this.#running.indexOf(sequence), 1)
+    this.#letGo(sequence)
+    this.#onPreempt(sequence)
+    this.#waiting.unshift(sequence)
+  }
+
+  #letGo(sequence: Sequence): void {
+    sequence.pages?.publish(sequence.tokens, sequence.computed)
+    sequence.pages?.release()
+    sequence.pages = undefined
+    sequence.computed = 0
+  }
+}
