@@ -3,7 +3,7 @@
  * development dependencies: installed packages fetch them here, once, so that everyone else installs none of it.
  * @module
  */
-import { spawnSync } from 'node:child_process'
+import { type StdioOptions, spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
@@ -32,7 +32,7 @@ function resolves(tool: string, from: string): boolean {
 }
 
 /** The folder whose node_modules has the tools, after fetching them where need be. Undefined: npm failed, and has said why. */
-function toolFolder(): string | undefined {
+function toolFolder(stdio: StdioOptions): string | undefined {
   if (tools.every((tool) => resolves(tool, packageRoot))) return packageRoot
   const folder = join(packageRoot, 'build', 'tools')
   if (tools.every((tool) => resolves(tool, folder))) return folder
@@ -40,27 +40,32 @@ function toolFolder(): string | undefined {
   mkdirSync(folder, { recursive: true })
   writeFileSync(join(folder, 'package.json'), '{ "private": true }\n')
   const packages = tools.map((tool) => `${tool}@${devDependencies[tool]}`)
-  process.stdout.write(`fetching ${packages.join(' and ')}\n`)
+  process.stderr.write(`fetching ${packages.join(' and ')}\n`)
   const npm = spawnSync('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', ...packages], {
     cwd: folder,
-    stdio: 'inherit',
+    stdio,
     shell: process.platform === 'win32',
   })
   return npm.status === 0 ? folder : undefined
 }
 
-/** Builds build/Release/lapidary.node inside the package; the compiler's output goes to the terminal. Returns an exit status. */
-export function buildFromSource(): number {
-  const folder = toolFolder()
+/**
+ * Builds build/Release/lapidary.node inside the package; the compiler's output goes to the terminal, with `json` to standard error.
+ * Returns an exit status.
+ */
+export function buildFromSource(json = false): number {
+  const stdio: StdioOptions = json ? ['inherit', 2, 'inherit'] : 'inherit'
+  const folder = toolFolder(stdio)
   if (folder === undefined) {
     process.stderr.write(`lapidary: ${tools.join(' and ')} could not be fetched; install them and run this again\n`)
     return 1
   }
   const build = spawnSync(process.execPath, [join(packageRoot, 'scripts', 'build-native.cjs')], {
     cwd: packageRoot,
-    stdio: 'inherit',
+    stdio,
     env: { ...process.env, NODE_PATH: join(folder, 'node_modules') },
   })
-  if (build.status === 0) process.stdout.write(`built ${join(packageRoot, 'build', 'Release', 'lapidary.node')}\n`)
+  const built = join(packageRoot, 'build', 'Release', 'lapidary.node')
+  if (build.status === 0) process.stdout.write(json ? `${JSON.stringify({ built })}\n` : `built ${built}\n`)
   return build.status ?? 1
 }

@@ -2,16 +2,13 @@
  * `lapidary devices`: what this machine offers.
  * @module
  */
-import { Device } from '../index.ts'
+import { Device, type DeviceInfo } from '../index.ts'
+import { formatBytes } from './format.ts'
+import { print, printJson } from './terminal.ts'
 
-/** The text that the command prints: a table, or with `json` everything `device.info()` knows. */
-export async function describeDevices(json: boolean): Promise<string> {
-  using device = await Device.open()
-  const info = device.info()
-  if (json) return `${JSON.stringify([info], null, 2)}\n`
-  const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(1)} GiB`
+function formatDevice(info: DeviceInfo): string {
   const lines = [
-    `${info.kind}  ${info.name}, ${info.threads} threads, ${gib(info.memoryLimit)}`,
+    `${info.kind}  ${info.name}, ${info.threads} threads, ${formatBytes(info.memoryLimit)}`,
     ...info.isas
       .filter((isa) => isa.compiled)
       .map(
@@ -20,4 +17,12 @@ export async function describeDevices(json: boolean): Promise<string> {
     ...Object.entries(info.notes).map(([name, note]) => `  ${name}: ${note}`),
   ]
   return `${lines.join('\n')}\n`
+}
+
+/** Runs the command: a table, or with `json` everything `device.info()` knows, of every device. */
+export async function devices(options: { json?: boolean }): Promise<void> {
+  using device = await Device.open()
+  const info = device.info()
+  if (options.json) printJson([info])
+  else print(formatDevice(info))
 }

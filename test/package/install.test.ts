@@ -84,6 +84,7 @@ describe('the installed package', () => {
     for (const file of [
       'dist/index.js',
       'dist/index.d.ts',
+      'models/tiny-q4_0.gguf',
       'native/CMakeLists.txt',
       'scripts/build-native.cjs',
       'LICENSE',
@@ -132,6 +133,23 @@ describe('the installed package', () => {
   test('has a command', () => {
     expect(run('npx', ['--offline', 'lapidary', 'devices'])).toMatch(/^cpu /)
     expect(run('npx', ['--offline', 'lapidary', '--version'])).toMatch(/^\d+\.\d+\.\d+\n$/)
+  })
+
+  test('generates text with the model that it brings', () => {
+    const args = ['--offline', 'lapidary', 'generate', 'Once upon a time', '--temperature', '0', '-n', '20', '--json']
+    const lines = run('npx', args).trimEnd().split('\n')
+    const result = JSON.parse(lines.at(-1) as string) as { type: string; text: string; tokens: number }
+    expect(result).toMatchObject({ type: 'result', tokens: 20 })
+    expect(result.text).toMatch(/\w+ \w+/)
+    writeFileSync(
+      join(user, 'generate.mjs'),
+      `import { Gemma } from 'lapidary'
+      const gemma = await Gemma.load()
+      const { text } = await gemma.generate('Once upon a time', { temperature: 0, maxTokens: 20 })
+      console.log(JSON.stringify(text))
+      await gemma[Symbol.asyncDispose]()`,
+    )
+    expect(JSON.parse(run(process.execPath, ['generate.mjs']))).toBe(result.text)
   })
 
   test('says what to do where its binary is missing, and does it', () => {
