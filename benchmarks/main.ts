@@ -1,15 +1,17 @@
 /** `npm run bench`: see README.md beside this file. */
 import { writeFileSync } from 'node:fs'
 import { Command } from 'commander'
-import { Device, type Isa } from 'lapidary'
+import { Device, type GemmaSizeName, type Isa } from 'lapidary'
 import { attentionCases } from './cases/attention.ts'
 import type { BenchmarkCase } from './cases/case.ts'
+import { decodeChainCases } from './cases/decode-chain.ts'
 import { matmulCases } from './cases/matmul.ts'
 import { rowOpsCases } from './cases/row-ops.ts'
-import { type Limits, measureLimits } from './limits.ts'
+import { LimitContender, type Limits, measureLimits } from './limits.ts'
+import { formatModelRow, raceModel } from './models/race.ts'
 import { measureOverhead } from './overhead.ts'
 import { loadOnnxRuntime, peerName } from './peers/onnxruntime.ts'
-import { race, type Timing } from './race.ts'
+import { medianRatio, race, type Timing } from './race.ts'
 import { describeMachine, drawSvg, formatRow, formatTable, header, type Report, type Row } from './report.ts'
 
 interface Options {
@@ -20,6 +22,7 @@ interface Options {
   isa?: string
   rounds: string
   peer: boolean
+  models: string
 }
 
 const options: Options = new Command('bench')
@@ -31,6 +34,7 @@ const options: Options = new Command('bench')
   .option('--isa <names>', 'comma-separated instruction sets (default: the best, and each with a matmul of its own)')
   .option('--rounds <count>', 'samples of each contender', '7')
   .option('--no-peer', 'leave the peer out')
+  .option('--models <sizes>', 'published sizes that race as whole models; none: no model', 'gemma-3-1b')
   .parse()
   .opts<Options>()
 
@@ -60,22 +64,25 @@ async function runCase(benchmark: BenchmarkCase, device: Device, limits: Limits,
   const { isa, threads } = device.info()
   const ours = await benchmark.ours(device)
   const peer = withPeer ? await benchmark.peer?.(threads) : undefined
+  const limit = benchmark.limit(limits)
+  const unit = limit === 'read' ? benchmark.bytes : benchmark.operations
+  const atLimit = await LimitContender.open(device, limit, unit, ours.unitsPerRun)
   try {
     if (peer && benchmark.agreement !== undefined && peer.unitsPerRun === 1) {
       await peer.run(1)
       const error = relativeError(await ours.output(), peer.firstOutput())
       if (!(error <= benchmark.agreement)) throw new Error(`${benchmark.name}: differs from ${peerName} by ${error}`)
     }
-    const timings = await race(peer ? [ours, peer] : [ours], Number(options.rounds))
-    const { median, spread } = timings.get(ours.name) as Timing
-    const limit = benchmark.limit(limits)
+    const timings = await race(peer ? [atLimit, ours, peer] : [atLimit, ours], Number(options.rounds))
+    const timing = timings.get(ours.name) as Timing
+    const limitTiming = timings.get(atLimit.name) as Timing
+    const { median, spread } = timing
     const gflops = benchmark.operations / median / 1e6
     const gbps = benchmark.bytes / median / 1e6
     const peers: Row['peers'] = {}
     for (const [name, timing] of timings) {
-      if (name !== ours.name) peers[name] = { ms: timing.median, ratio: timing.median / median }
+      if (name === peer?.name) peers[name] = { ms: timing.median, ratio: timing.median / median }
     }
-    const percentOfLimit = (100 * (limit === 'read' ? gbps : gflops)) / limits[limit]
     return {
       case: benchmark.name,
       device: 'cpu',
@@ -85,18 +92,20 @@ async function runCase(benchmark: BenchmarkCase, device: Device, limits: Limits,
       gflops,
       gbps,
       limit,
-      percentOfLimit,
+      limitRate: unit / limitTiming.median / 1e6,
+      percentOfLimit: 100 * medianRatio(limitTiming, timing),
       spread,
       peers,
     }
   } finally {
     ours.dispose()
+    atLimit.dispose()
     await peer?.dispose()
   }
 }
 
 const words = options.only?.split(',') ?? []
-const cases = [...matmulCases, ...attentionCases, ...rowOpsCases].filter(
+const cases = [...matmulCases, ...decodeChainCases, ...attentionCases, ...rowOpsCases].filter(
   ({ name }) => words.length === 0 || words.some((word) => name.includes(word)),
 )
 const {
@@ -112,7 +121,13 @@ const isas = await benchmarkIsas()
 const withPeer = options.peer && (await loadOnnxRuntime()) !== undefined
 if (options.peer && !withPeer) console.error(`${peerName} is not installed: no peer columns`)
 
-const report: Report = { machine: describeMachine(processor, memoryLimit), limits: {}, overhead: [], rows: [] }
+const report: Report = {
+  machine: describeMachine(processor, memoryLimit),
+  limits: {},
+  overhead: [],
+  rows: [],
+  models: [],
+}
 console.log(
   Object.entries(report.machine)
     .map(([key, value]) => `${key} ${value}`)
@@ -151,5 +166,13 @@ for (const isa of isas) {
   }
 }
 console.log(formatTable(lines))
+const sizes = words.length > 0 && !words.includes('models') ? [] : options.models.split(',')
+for (const size of sizes.filter((name) => name !== 'none')) {
+  // Whole models take minutes: the most threads only.
+  await raceModel(size as GemmaSizeName, Math.max(...threadCounts), Math.min(5, Number(options.rounds)), (row) => {
+    report.models.push(row)
+    console.log(formatModelRow(row))
+  })
+}
 if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 1)}\n`)
 if (options.svg) writeFileSync(options.svg, await drawSvg(report))

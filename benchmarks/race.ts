@@ -4,6 +4,8 @@
 export interface Contender {
   readonly name: string
   readonly unitsPerRun: number
+  /** How long a sample lasts, in milliseconds; default: the race's own. */
+  readonly sampleMs?: number
   run(runs: number): Promise<void>
 }
 
@@ -12,6 +14,8 @@ export interface Timing {
   readonly median: number
   readonly best: number
   readonly spread: number
+  /** One per round, in order: samples of the same number were taken within a fraction of a second. */
+  readonly samples: readonly number[]
 }
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
@@ -27,7 +31,8 @@ export async function race(contenders: readonly Contender[], rounds = 7, sampleM
     await contender.run(1)
     const start = performance.now()
     await contender.run(1)
-    runs.set(contender.name, Math.max(1, Math.round(sampleMs / Math.max(performance.now() - start, 1e-3))))
+    const wanted = contender.sampleMs ?? sampleMs
+    runs.set(contender.name, Math.max(1, Math.round(wanted / Math.max(performance.now() - start, 1e-3))))
   }
   for (let round = 0; round < rounds; round++) {
     for (const contender of contenders) {
@@ -45,5 +50,10 @@ export function summarize(values: readonly number[]): Timing {
   const sorted = [...values].sort((a, b) => a - b)
   const best = sorted[0] as number
   const median = sorted[sorted.length >> 1] as number
-  return { median, best, spread: ((sorted.at(-1) as number) - best) / median }
+  return { median, best, spread: ((sorted.at(-1) as number) - best) / median, samples: values }
+}
+
+/** The median over rounds of a / b: what disturbs the machine for longer than a round cancels out. */
+export function medianRatio(a: Timing, b: Timing): number {
+  return summarize(a.samples.map((value, round) => value / (b.samples[round] as number))).median
 }

@@ -2,6 +2,7 @@
 import { execFileSync } from 'node:child_process'
 import os from 'node:os'
 import type { Limits } from './limits.ts'
+import type { ModelRow } from './models/race.ts'
 import type { Overhead } from './overhead.ts'
 
 export interface Row {
@@ -12,8 +13,12 @@ export interface Row {
   readonly ms: number
   readonly gflops: number
   readonly gbps: number
-  /** The limit that binds the case, and how much of it is reached. */
+  /**
+   * The limit that binds the case, its rate (GB/s, GFLOP/s) in the rounds of this case, and how much of it is reached: the median of
+   * the rounds' ratios.
+   */
   readonly limit: string
+  readonly limitRate: number
   readonly percentOfLimit: number
   readonly spread: number
   readonly peers: Record<string, { ms: number; ratio: number }>
@@ -25,6 +30,8 @@ export interface Report {
   readonly limits: Record<string, Limits>
   readonly overhead: Overhead[]
   readonly rows: Row[]
+  /** Whole models. */
+  readonly models: ModelRow[]
 }
 
 export function describeMachine(processor: string, memoryLimit: number): Report['machine'] {
@@ -62,7 +69,7 @@ export function formatRow(row: Row): string[] {
     String(row.threads),
     number(row.ms),
     speed,
-    `${row.percentOfLimit.toFixed(0)} % of ${row.limit}`,
+    `${row.percentOfLimit.toFixed(0)} % of ${row.limit} (${number(row.limitRate)})`,
     peers.join(', '),
   ]
 }

@@ -1,14 +1,17 @@
-/** int4 matmul in groups of 32 (Q4_0) at the shapes of Gemma 3 1B, 4B and 27B; M=1 and 16 with weights cold in DRAM. */
+/** int4 matmul in groups of 32 (Q4_0) at the shapes of Gemma 3 1B, 4B and 27B; up to M=16 with weights cold in DRAM. */
 import { type Device, matmul, packWeights, Tensor } from 'lapidary'
 import { type OnnxNode, onnxModel } from '../peers/onnx-model.ts'
 import { OnnxPeer } from '../peers/onnxruntime.ts'
 import { type BenchmarkCase, fastestDot, generator, Ours, uniform } from './case.ts'
 
-const shapes: readonly [columns: number, rows: number][] = [
+type Shape = readonly [columns: number, rows: number]
+const shapes: readonly Shape[] = [
   [1152, 6912],
   [2560, 10240],
   [5376, 21504],
 ]
+const decodeShapes: readonly Shape[] = [...shapes, [1152, 1536], [6912, 1152], [10240, 2560]]
+const head: Shape = [1152, 262144]
 // Bytes of weights that one run goes through where they must come from DRAM: beyond the last-level cache.
 const coldBytes = 768 * 2 ** 20
 const group = 32
@@ -47,10 +50,67 @@ export function quantizedMatrix(rows: number, columns: number, seed: number): Qu
   return { q4_0, nibbles, scales }
 }
 
-function matmulCase(batch: number, columns: number, rows: number): BenchmarkCase {
+/** A tall matrix as the file stores it: the same rows again and again. */
+export function tallMatrix([columns, rows]: Shape, dtype: 'q4_0' | 'q8_0'): Uint8Array {
+  const own = 1024
+  const { q4_0 } = quantizedMatrix(own, columns, 9)
+  const blockBytes = dtype === 'q4_0' ? 18 : 34
+  const part = dtype === 'q4_0' ? q4_0 : new Uint8Array((own * columns * blockBytes) / group)
+  if (dtype === 'q8_0') {
+    // The scale of the block, and its nibble pairs twice: any codes will do.
+    for (let block = 0; block * blockBytes < part.length; block++) {
+      part.set(q4_0.subarray(block * 18, block * 18 + 18), block * blockBytes)
+      part.set(q4_0.subarray(block * 18 + 2, block * 18 + 18), block * blockBytes + 18)
+    }
+  }
+  const whole = new Uint8Array((part.length * rows) / own)
+  for (let start = 0; start < whole.length; start += part.length) whole.set(part, start)
+  return whole
+}
+
+function coldLayers(weightBytes: number): number {
+  return Math.max(2, Math.ceil(coldBytes / weightBytes))
+}
+
+/** Multiplies x by each of `layers` copies of a matrix. */
+async function manyLayers(
+  device: Device,
+  x: Float32Array,
+  bytes: Uint8Array,
+  [columns, rows]: Shape,
+  dtype: 'q4_0' | 'q8_0',
+  layers: number,
+): Promise<Ours> {
+  const stored = Tensor.from(device, bytes, [rows, columns], dtype)
+  const packed = Array.from({ length: layers }, () => packWeights(stored))
+  await device.stream.synchronize()
+  stored.dispose()
+  const body = (input: Tensor): Tensor => {
+    let y = matmul(input, packed[0] as Tensor)
+    for (const weight of packed.slice(1)) y = matmul(input, weight)
+    return y
+  }
+  return new Ours(device, [Tensor.from(device, x, [x.length / columns, columns])], body, packed, layers)
+}
+
+function headCase(dtype: 'q4_0' | 'q8_0'): BenchmarkCase {
+  const [columns, rows] = head
+  const weightBytes = (rows * columns * (dtype === 'q4_0' ? 18 : 34)) / group
+  return {
+    name: `${dtype} head M=1 ${columns}x${rows} cold`,
+    operations: 2 * columns * rows,
+    bytes: weightBytes,
+    limit: () => 'read',
+    ours: (device) =>
+      manyLayers(device, uniform(columns, 1, 3), tallMatrix(head, dtype), head, dtype, coldLayers(weightBytes)),
+  }
+}
+
+function matmulCase(batch: number, [columns, rows]: Shape): BenchmarkCase {
   const weightBytes = (rows * columns * 18) / group
   const cold = batch <= 16
-  const layers = cold ? Math.max(2, Math.ceil(coldBytes / weightBytes)) : 1
+  const layers = cold ? coldLayers(weightBytes) : 1
+  const operations = 2 * batch * columns * rows
   let matrix: Quantized | undefined
   const weights = (): Quantized => {
     matrix ??= quantizedMatrix(rows, columns, 7)
@@ -59,23 +119,14 @@ function matmulCase(batch: number, columns: number, rows: number): BenchmarkCase
   const x = uniform(batch * columns, 1, 3)
   return {
     name: `int4 matmul M=${batch} ${columns}x${rows}${cold ? ' cold' : ''}`,
-    operations: 2 * batch * columns * rows,
+    operations,
     bytes: weightBytes,
     agreement: 0.02,
-    limit: (limits) => (batch === 1 ? 'read' : fastestDot(limits)),
-    async ours(device: Device) {
-      const { q4_0 } = weights()
-      const stored = Tensor.from(device, q4_0, [rows, columns], 'q4_0')
-      const packed = Array.from({ length: layers }, () => packWeights(stored))
-      await device.stream.synchronize()
-      stored.dispose()
-      const body = (input: Tensor): Tensor => {
-        let y = matmul(input, packed[0] as Tensor)
-        for (const weight of packed.slice(1)) y = matmul(input, weight)
-        return y
-      }
-      return new Ours(device, [Tensor.from(device, x, [batch, columns])], body, packed, layers)
+    limit(limits) {
+      const dot = fastestDot(limits)
+      return cold && weightBytes / limits.read > operations / limits[dot] ? 'read' : dot
     },
+    ours: (device) => manyLayers(device, x, weights().q4_0, [columns, rows], 'q4_0', layers),
     async peer(threads: number) {
       const { nibbles, scales } = weights()
       const blocks = columns / group
@@ -124,7 +175,10 @@ function matmulCase(batch: number, columns: number, rows: number): BenchmarkCase
 }
 
 export const matmulCases: BenchmarkCase[] = [
-  ...shapes.map(([columns, rows]) => matmulCase(1, columns, rows)),
-  ...shapes.map(([columns, rows]) => matmulCase(16, columns, rows)),
-  ...shapes.slice(1).map(([columns, rows]) => matmulCase(512, columns, rows)),
+  ...decodeShapes.map((shape) => matmulCase(1, shape)),
+  headCase('q8_0'),
+  headCase('q4_0'),
+  ...shapes.map((shape) => matmulCase(8, shape)),
+  ...shapes.map((shape) => matmulCase(16, shape)),
+  ...shapes.slice(1).map((shape) => matmulCase(512, shape)),
 ]
