@@ -93,7 +93,14 @@ function cases(
   return [
     ...forms.map((form) => ({ group: 'weights', name: form.name, form, settings: rest })),
     ...(['q8_0', 'q4_0'] as const).flatMap((head) => [
-      { group: 'head', name: `${head}, largest logits refined`, form: bf16, settings: { ...rest, head } },
+      { group: 'head', name: `${head}, 256 largest logits refined`, form: bf16, settings: { ...rest, head } },
+      // As small a part of this vocabulary as 256 is of one of 65,536.
+      {
+        group: 'head',
+        name: `${head}, 16 largest logits refined`,
+        form: bf16,
+        settings: { ...rest, head, refine: 16 },
+      },
       { group: 'head', name: `${head}, not refined`, form: bf16, settings: { ...rest, head, refine: 0 } },
     ]),
     ...(['bf16', 'i8'] as const).map((kv) => ({ group: 'KV cache', name: kv, form: bf16, settings: { ...rest, kv } })),

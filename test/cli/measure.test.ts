@@ -141,7 +141,8 @@ describe('bench', () => {
     expect(code).toBe(0)
     // For people; lengths beyond the context are named.
     expect(stdout).toMatch(/reads [\d.]+ GB\/s/)
-    expect(stdout).toMatch(/4\.4\d MiB of weights per token/)
+    // 6.3 million weights of the layers and a million of the head, 4.5 bits each.
+    expect(stdout).toMatch(/3\.9\d MiB of weights per token/)
     expect(stdout).toMatch(/^prefill +16 .* % of /m)
     expect(stdout).toMatch(/^decode +32 .* % of DRAM read$/m)
     expect(stdout).toMatch(/^left out, beyond the context: 2046, 4096 tokens$/m)

@@ -16,7 +16,8 @@ class Terminal {
     const command = `"${process.execPath}" dist/cli/main.js ${args}`
     this.#child = spawn('script', ['--quiet', '--return', '--flush', '--command', command, '/dev/null'], {
       cwd: packageRoot,
-      env: { ...process.env, TERM: 'xterm-256color', NO_COLOR: undefined, ...env },
+      // Node takes the terminal of an unknown CI for one without colours.
+      env: { ...process.env, TERM: 'xterm-256color', NO_COLOR: undefined, CI: undefined, ...env },
     })
     this.#child.stdout.setEncoding('utf8').on('data', (text: string) => {
       // Escape, made visible.

@@ -12,7 +12,7 @@ export const headFormats: readonly HeadFormat[] = ['stored', 'q8_0', 'q4_0']
 
 /**
  * What `head` is by default: the fewest bytes whose loss is lost in that of the layers (README, "Quality"). Beside layers of 4 or 5 bits a
- * head of 4 adds a twentieth of their divergence, once its largest logits are refined; beside 8 or 16 bits a head of 8 adds nothing that
+ * head of 4 adds a twentieth to a fifth of their divergence, once its largest logits are refined; beside 8 or 16 bits a head of 8 adds nothing that
  * shows. A head that is as small already, or that exactness was asked for, stays.
  *
  * @param layer How the layers' matrices are stored.
