@@ -55,7 +55,15 @@ const wrapper = path.join(chosen.root, 'node')
 writeFileSync(wrapper, `#!/bin/sh\nexec ${nodeCommand().join(' ')} "$@"\n`)
 chmodSync(wrapper, 0o755)
 
-const suites = ['test/ops', 'test/tensor', 'test/stream', 'test/program', 'test/device', 'test/lifecycle']
+const suites = [
+  'test/ops',
+  'test/models/golden',
+  'test/tensor',
+  'test/stream',
+  'test/program',
+  'test/device',
+  'test/lifecycle',
+]
 const options = ['--testTimeout=1200000', '--hookTimeout=1200000']
 // Nothing is timed here, so test files may share the processor.
 options.push('--fileParallelism', '--maxWorkers=2')
