@@ -19,7 +19,7 @@ size_t sum_bytes(const Call& call, int threads) { return 2 * max_bytes(call, thr
 size_t candidate_bytes(const Call& call) { return padded(size_t(call.in[0].dims[1] + kLanes) * 4); }
 
 // Of ops that need the blocks' maxima only.
-size_t maxima_bytes(const Call& call, int threads) { return max_bytes(call, threads); }
+inline size_t maxima_bytes(const Call& call, int threads) { return max_bytes(call, threads); }
 size_t wave_bytes(const Call& call, int threads) {
   return max_bytes(call, threads) + sum_bytes(call, threads) + 3 * candidate_bytes(call) * size_t(threads);
 }
