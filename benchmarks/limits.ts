@@ -1,5 +1,5 @@
 /** This machine's limits, measured by the `probe` op on the threads that run the kernels. */
-import { type Device, type ProbeKind, probe, Tensor } from 'lapidary'
+import { type Device, type ProbeKind, probe, probeMemory, Tensor } from 'lapidary'
 import { type Contender, summarize } from './race.ts'
 
 /** GB/s for `read`, GFLOP/s (or integer GOP/s) for the others; 0 where the instruction set lacks it. */
@@ -9,19 +9,6 @@ export type Limits = Record<ProbeKind, number>
 const readBytes = 2 ** 30
 // What a reader beside a case rotates over.
 const coldBytes = 768 * 2 ** 20
-
-/** Memory that has been written: the pages of a tensor of zeros may all be one. */
-export async function writtenBytes(device: Device, bytes: number): Promise<Tensor> {
-  const buffer = Tensor.zeros(device, [bytes], 'u8')
-  const ones = new Uint8Array(64 * 2 ** 20).fill(1)
-  for (let start = 0; start < bytes; start += ones.length) {
-    const end = Math.min(start + ones.length, bytes)
-    using part = buffer.slice(start, end)
-    part.write(ones.subarray(0, end - start))
-    await device.stream.synchronize()
-  }
-  return buffer
-}
 
 /** Operations (or bytes) that all threads together do in one repetition; 0 where the device lacks the instruction. */
 async function perRepetition(buffer: Tensor, kind: ProbeKind): Promise<number> {
@@ -51,7 +38,7 @@ async function measure(
 export async function measureLimits(device: Device): Promise<Limits> {
   const { threads } = device.info()
   using small = Tensor.zeros(device, [64], 'u8')
-  using large = await writtenBytes(device, readBytes * threads)
+  using large = await probeMemory(device, readBytes * threads)
   const limits: Partial<Limits> = { read: await measure(device, large, 'read', 1, 7) }
   for (const kind of ['fma_f32', 'dot_i8', 'dot_bf16', 'tile_i8', 'tile_bf16'] as const) {
     // About 10⁷ instructions: some milliseconds.
@@ -99,7 +86,7 @@ export class LimitContender implements Contender {
     }
     const bytes = Math.ceil(unit) * unitsPerRun
     const count = Math.max(1, Math.floor(coldBytes / bytes))
-    using whole = await writtenBytes(device, bytes * count)
+    using whole = await probeMemory(device, bytes * count)
     const parts = Array.from({ length: count }, (_, i) => whole.slice(i * bytes, (i + 1) * bytes))
     return new LimitContender(device, kind, parts, 1, unitsPerRun, 60)
   }

@@ -6,8 +6,7 @@ import { existsSync, mkdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { Device, type GemmaSizeName, probe, type Tensor, writeSynthetic } from 'lapidary'
-import { writtenBytes } from '../limits.ts'
+import { Device, type GemmaSizeName, probe, probeMemory, type Tensor, writeSynthetic } from 'lapidary'
 import { summarize } from '../race.ts'
 import { Contestant, type Requests } from './contestant.ts'
 
@@ -157,7 +156,7 @@ export async function raceModel(
       }
       for (const depth of depths) {
         const ids = next(depth)
-        using buffer = await writtenBytes(
+        using buffer = await probeMemory(
           device,
           Math.round(shape.layerBytes + headBytes + visibleKeyBytes(shape, depth)),
         )

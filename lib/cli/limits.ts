@@ -3,7 +3,7 @@
  * @module
  */
 import type { Device } from '../device.ts'
-import { type ProbeKind, probe } from '../ops/probe.ts'
+import { type ProbeKind, probe, probeMemory } from '../ops/probe.ts'
 import { Tensor } from '../tensor.ts'
 
 export interface Limits {
@@ -33,15 +33,17 @@ async function measure(buffer: Tensor, kind: ProbeKind, repetitions: number): Pr
   return median(rates)
 }
 
+/** The memory is given back before anything else is measured. */
+async function readLimit(device: Device, bytes: number): Promise<number> {
+  using large = await probeMemory(device, bytes)
+  return await measure(large, 'read', 1)
+}
+
 /** Takes about a second, and for that time 1 GiB per thread or an eighth of the memory, whichever is less. */
 export async function measureLimits(device: Device): Promise<Limits> {
   const { threads, memoryLimit } = device.info()
   const bytes = Math.floor(Math.min(threads * gib, memoryLimit / 8))
-  let read: number
-  {
-    using large = Tensor.zeros(device, [bytes], 'u8')
-    read = await measure(large, 'read', 1)
-  }
+  const read = await readLimit(device, bytes)
   using small = Tensor.zeros(device, [64], 'u8')
   let compute: Limits['compute'] = { kind: 'fma_f32', gops: 0 }
   for (const kind of computeKinds) {

@@ -2,8 +2,9 @@
  * probe: measures a device's limits. For benchmarks, not for models.
  * @module
  */
+import type { Device } from '../device.ts'
 import { choiceIndex, defineOp, type Op } from '../op.ts'
-import type { Tensor } from '../tensor.ts'
+import { Tensor } from '../tensor.ts'
 
 export const probeKinds = ['read', 'fma_f32', 'dot_i8', 'dot_bf16', 'tile_i8', 'tile_bf16'] as const
 export type ProbeKind = (typeof probeKinds)[number]
@@ -22,4 +23,24 @@ export const probeOp: Op = defineOp('probe', {
  */
 export function probe(buffer: Tensor, kind: ProbeKind, repetitions: number): Tensor {
   return probeOp.one([buffer], [choiceIndex(probeKinds, kind, 'kind'), repetitions])
+}
+
+/**
+ * Memory for `read`: written once, since the untouched pages of a tensor of zeros may all be one page, which is read from cache.
+ * @returns u8 [bytes]
+ * @example
+ * using buffer = await probeMemory(device, 2 ** 30)
+ * const bytes = await probe(buffer, 'read', 1).read()
+ */
+export async function probeMemory(device: Device, bytes: number): Promise<Tensor> {
+  const buffer = Tensor.zeros(device, [bytes], 'u8')
+  const ones = new Uint8Array(64 * 2 ** 20).fill(1)
+  for (let start = 0; start < bytes; start += ones.length) {
+    const end = Math.min(start + ones.length, bytes)
+    using part = buffer.slice(start, end)
+    part.write(ones.subarray(0, end - start))
+    // What is written is copied first: one piece at a time is in memory twice.
+    await device.currentStream.synchronize()
+  }
+  return buffer
 }

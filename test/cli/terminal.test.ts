@@ -13,7 +13,8 @@ class Terminal {
   readonly #closed: Promise<number | null>
 
   constructor(args: string, env: NodeJS.ProcessEnv = {}) {
-    const command = `"${process.execPath}" dist/cli/main.js ${args}`
+    // Without `exec` a shell may stay between: dash then reports the Ctrl-C that its child took well as its own end.
+    const command = `exec "${process.execPath}" dist/cli/main.js ${args}`
     this.#child = spawn('script', ['--quiet', '--return', '--flush', '--command', command, '/dev/null'], {
       cwd: packageRoot,
       // Node takes the terminal of an unknown CI for one without colours.
