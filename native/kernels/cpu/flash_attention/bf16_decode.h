@@ -18,63 +18,74 @@ template <int kRows>
 static void bf16_decode_scores(const unsigned char* const* keys, const unsigned char* const* ahead, int count,
                                const float* queries, int head_dim, float* scores) {
   const int stride = padded_dim(head_dim);
+  Ahead<2> prefetch(ahead, head_dim);
   for (int j = 0; j < count; j += kKeysAtOnce) {
     F32 sum[kKeysAtOnce][kRows];
     for (int i = 0; i < kKeysAtOnce; ++i) {
-      for (int r = 0; r < kRows; ++r) sum[i][r] = simd::zero();
-    }
-    const auto visit = [&](int d, int n) {
-      Bytes query[kRows];
-      for (int r = 0; r < kRows; ++r) query[r] = simd::load_bytes(queries + r * stride + d / 2);
-      for (int i = 0; i < kKeysAtOnce; ++i) {
-        const Bytes key = load_as_bf16<DType::bf16>(keys[j + i], d, n);
-        if (ahead) prefetch_like<2>(ahead[j + i], d);
-        for (int r = 0; r < kRows; ++r) sum[i][r] = simd::dot_bf16(sum[i][r], key, query[r]);
+      F32 dot[kRows];
+      for (int r = 0; r < kRows; ++r) dot[r] = simd::zero();
+      for (int d = 0; d < head_dim; d += 32) {
+        const Bytes key = load_as_bf16<DType::bf16>(keys[j + i], d, head_dim - d);
+        prefetch.next();
+        for (int r = 0; r < kRows; ++r)
+          dot[r] = simd::dot_bf16(dot[r], key, simd::load_bytes(queries + r * stride + d / 2));
       }
-    };
-    int d = 0;
-    for (; d + 32 <= head_dim; d += 32) visit(d, 32);
-    if (d < head_dim) visit(d, head_dim - d);
+      for (int r = 0; r < kRows; ++r) sum[i][r] = dot[r];
+    }
     for (int r = 0; r < kRows; ++r)
       store_sums(scores + r * kDecodeKeys + j, sum[0][r], sum[1][r], sum[2][r], sum[3][r]);
+  }
+}
+
+// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · 32) of kGroupKeys rows, `n` of the last visit.
+template <int kRows, int kVisitCount>
+LAPIDARY_INLINE void bf16_add_values(const unsigned char* const* values, const int32_t (*pairs)[kGroupKeys / 2], int d,
+                                     int n, int stride, Ahead<2>& prefetch, float* output) {
+  F32 sum[kVisitCount][2][kRows];
+  for (int c = 0; c < kVisitCount; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      sum[c][0][r] = simd::load(output + r * stride + d + c * 32);
+      sum[c][1][r] = simd::load(output + r * stride + d + c * 32 + kLanes);
+    }
+  }
+  for (int i = 0; i < kGroupKeys; i += 2) {
+    Bytes weight[kRows];
+    for (int r = 0; r < kRows; ++r) weight[r] = _mm512_set1_epi32(pairs[r][i / 2]);
+    for (int c = 0; c < kVisitCount; ++c) {
+      const Bytes a = load_as_bf16<DType::bf16>(values[i], d + c * 32, n),
+                  b = load_as_bf16<DType::bf16>(values[i + 1], d + c * 32, n);
+      prefetch.next();
+      prefetch.next();
+      const InterleavedRows two = interleave(a, b);
+      for (int r = 0; r < kRows; ++r) sum[c][0][r] = simd::dot_bf16(sum[c][0][r], two.low, weight[r]);
+      for (int r = 0; r < kRows; ++r) sum[c][1][r] = simd::dot_bf16(sum[c][1][r], two.high, weight[r]);
+    }
+  }
+  for (int c = 0; c < kVisitCount; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      simd::store(output + r * stride + d + c * 32, sum[c][0][r]);
+      simd::store(output + r * stride + d + c * 32 + kLanes, sum[c][1][r]);
+    }
   }
 }
 
 template <int kRows>
 static void bf16_decode_values(const unsigned char* const* values, const unsigned char* const* ahead, int count,
                                const float* weights, int head_dim, float* output) {
+  constexpr int kPart = kVisits<kRows> * 32;
   const int stride = padded_dim(head_dim);
+  Ahead<2> prefetch(ahead, head_dim);
   for (int j = 0; j < count; j += kGroupKeys) {
-    Bytes weight[kGroupKeys / 2][kRows];
+    int32_t pairs[kRows][kGroupKeys / 2];
     for (int r = 0; r < kRows; ++r) {
       const __m128bh eight = _mm256_cvtneps_pbh(_mm256_loadu_ps(weights + r * kDecodeKeys + j));
-      int32_t pairs[kGroupKeys / 2];
-      memcpy(pairs, &eight, sizeof pairs);
-      for (int i = 0; i < kGroupKeys / 2; ++i) weight[i][r] = _mm512_set1_epi32(pairs[i]);
+      memcpy(pairs[r], &eight, sizeof pairs[r]);
     }
-    const auto visit = [&](int d, int n) {
-      F32 sum[2][kRows];
-      for (int r = 0; r < kRows; ++r) {
-        sum[0][r] = simd::load(output + r * stride + d);
-        sum[1][r] = simd::load(output + r * stride + d + kLanes);
-      }
-      for (int i = 0; i < kGroupKeys; i += 2) {
-        const Bytes a = load_as_bf16<DType::bf16>(values[j + i], d, n),
-                    b = load_as_bf16<DType::bf16>(values[j + i + 1], d, n);
-        if (ahead) prefetch_like<2>(ahead[j + i], d);
-        if (ahead) prefetch_like<2>(ahead[j + i + 1], d);
-        const InterleavedRows pairs = interleave(a, b);
-        for (int r = 0; r < kRows; ++r) sum[0][r] = simd::dot_bf16(sum[0][r], pairs.low, weight[i / 2][r]);
-        for (int r = 0; r < kRows; ++r) sum[1][r] = simd::dot_bf16(sum[1][r], pairs.high, weight[i / 2][r]);
-      }
-      for (int r = 0; r < kRows; ++r) {
-        simd::store(output + r * stride + d, sum[0][r]);
-        simd::store(output + r * stride + d + kLanes, sum[1][r]);
-      }
-    };
     int d = 0;
-    for (; d + 32 <= head_dim; d += 32) visit(d, 32);
-    if (d < head_dim) visit(d, head_dim - d);
+    for (; d + kPart <= head_dim; d += kPart)
+      bf16_add_values<kRows, kVisits<kRows>>(values + j, pairs, d, 32, stride, prefetch, output);
+    for (; d < head_dim; d += 32)
+      bf16_add_values<kRows, 1>(values + j, pairs, d, head_dim - d < 32 ? head_dim - d : 32, stride, prefetch, output);
   }
 }
 

@@ -5,9 +5,9 @@
 //   scores   kKeysAtOnce keys × rows dot products at a time, summed across lanes at the end of each row
 //   softmax  lanes along keys (online_softmax.h has the algorithm and its constants)
 //   values   O[rows][head_dim] in L1 += weight · V row, several keys per visit of O
-// While scores are computed the block's values are prefetched, and during values the next block's keys: 64 rows ahead,
-// 32 KB of bf16 at head_dim 256, into L2. The hardware's prefetchers stop at every page of a cache and between the rows
-// of one head in plain tensors of several.
+// Beside every row the one some 8 KB further on is prefetched: the block's values follow its keys, and the next block's
+// keys its values. The hardware's prefetchers stop at every page of a cache and between the rows of one head in plain
+// tensors of several.
 #pragma once
 #include "kernels/cpu/flash_attention/f32_products.h"
 #include "kernels/cpu/flash_attention/lanes.h"
@@ -40,14 +40,33 @@ struct DecodeWorkspace {
   }
 };
 
-// Asks for the lines of `row` that lie where kPairLanes elements from d on do. One line at a time, beside the
-// arithmetic on one: a burst of them fills the miss buffers of L1, and loads that would hit wait behind it.
+// Asks for rows that are to come, in the order in which they lie in memory, the lines of kPairLanes elements at a time.
+// A few lines beside the arithmetic on as many: a burst of them fills the miss buffers of L1, and loads that would hit
+// wait behind it. In order: a page's lines are read at 20 GB/s where those of four rows alternate, at 29 one row after
+// the other (one thread of a Zen 5). They are read once, so they need not enter L2: paged caches decode a tenth faster
+// than with prefetches into all levels.
 template <int kBytes>
-LAPIDARY_INLINE void prefetch_like(const unsigned char* row, int d) {
-  constexpr int kVisitBytes = kPairLanes * kBytes;
-  if (kVisitBytes < 64 && d * kBytes % 64 != 0) return;
-  for (int i = 0; i < kVisitBytes; i += 64) __builtin_prefetch(row + d * kBytes + i, 0, 3);
-}
+class Ahead {
+ public:
+  // `rows` null: nothing to ask for.
+  LAPIDARY_MEMBER_INLINE Ahead(const unsigned char* const* rows, int head_dim) : rows_(rows), head_dim_(head_dim) {}
+  LAPIDARY_MEMBER_INLINE void next() {
+    if (!rows_) return;
+    constexpr int kVisitBytes = kPairLanes * kBytes;
+    if (kVisitBytes >= 64 || d_ * kBytes % 64 == 0) {
+      for (int i = 0; i < kVisitBytes; i += 64) __builtin_prefetch(*rows_ + d_ * kBytes + i, 0, 0);
+    }
+    d_ += kPairLanes;
+    if (d_ < head_dim_) return;
+    d_ = 0;
+    ++rows_;
+  }
+
+ private:
+  const unsigned char* const* rows_;
+  const int head_dim_;
+  int d_ = 0;
+};
 
 // Rows between a row and the one that is prefetched beside it: 8 KB. That is what 40 GB/s draw in 200 ns, and a
 // fraction of L1, which the lines must not leave before they are used (measured on Zen 5: 4 … 12 KB are alike, 32 KB
@@ -57,11 +76,16 @@ LAPIDARY_INLINE int prefetch_distance(int row_bytes) {
   return rows < kDecodeKeys ? rows : kDecodeKeys;
 }
 
+template <DType kType>
+inline constexpr int kElementBytes = kType == DType::f32  ? 4
+                                     : kType == DType::i8 ? 1
+                                                          : 2;
+
 // kPairLanes elements of a row from element d on as two vectors, zeros past head_dim: bf16 as its even and its odd
 // elements, other types in order. q and O have the same order.
 template <DType kType>
 LAPIDARY_INLINE void load_two(const unsigned char* row, int d, int head_dim, F32& a, F32& b) {
-  constexpr int kBytes = kType == DType::f32 ? 4 : kType == DType::i8 ? 1 : 2;
+  constexpr int kBytes = kElementBytes<kType>;
   const unsigned char* p = row + d * kBytes;
   alignas(64) unsigned char padded[kPairLanes * kBytes];
   if (head_dim - d < kPairLanes) {
@@ -77,73 +101,81 @@ LAPIDARY_INLINE void load_two(const unsigned char* row, int d, int head_dim, F32
   }
 }
 
-// scores[r][j] = q[r] · k[j] for `count` keys, a multiple of kGroupKeys.
+// scores[r][j] = q[r] · k[j] for `count` keys, a multiple of kGroupKeys. One key after the other, as they lie in memory:
+// q comes from L1 for each.
 template <DType kType, int kRows>
 static void decode_scores(const unsigned char* const* keys, const unsigned char* const* ahead, int count,
                           const float* queries, int head_dim, float* scores) {
-  constexpr int kBytes = kType == DType::f32 ? 4 : kType == DType::i8 ? 1 : 2;
   const int stride = padded_dim(head_dim);
+  Ahead<kElementBytes<kType>> prefetch(ahead, head_dim);
   for (int j = 0; j < count; j += kKeysAtOnce) {
     F32 sum[kKeysAtOnce][kRows];
     for (int i = 0; i < kKeysAtOnce; ++i) {
-      for (int r = 0; r < kRows; ++r) sum[i][r] = simd::zero();
-    }
-    const auto visit = [&](int d, int end) {
-      F32 query[2][kRows];
-      for (int r = 0; r < kRows; ++r) {
-        query[0][r] = simd::load(queries + r * stride + d);
-        query[1][r] = simd::load(queries + r * stride + d + kLanes);
-      }
-      for (int i = 0; i < kKeysAtOnce; ++i) {
+      F32 dot[kRows];
+      for (int r = 0; r < kRows; ++r) dot[r] = simd::zero();
+      for (int d = 0; d < head_dim; d += kPairLanes) {
         F32 a, b;
-        load_two<kType>(keys[j + i], d, end, a, b);
-        if (ahead) prefetch_like<kBytes>(ahead[j + i], d);
-        for (int r = 0; r < kRows; ++r) sum[i][r] = simd::fma(a, query[0][r], sum[i][r]);
-        for (int r = 0; r < kRows; ++r) sum[i][r] = simd::fma(b, query[1][r], sum[i][r]);
+        load_two<kType>(keys[j + i], d, head_dim, a, b);
+        prefetch.next();
+        for (int r = 0; r < kRows; ++r) dot[r] = simd::fma(a, simd::load(queries + r * stride + d), dot[r]);
+        for (int r = 0; r < kRows; ++r) dot[r] = simd::fma(b, simd::load(queries + r * stride + d + kLanes), dot[r]);
       }
-    };
-    int d = 0;
-    for (; d + kPairLanes <= head_dim; d += kPairLanes) visit(d, d + kPairLanes);
-    if (d < head_dim) visit(d, head_dim);
+      for (int r = 0; r < kRows; ++r) sum[i][r] = dot[r];
+    }
     for (int r = 0; r < kRows; ++r)
       store_sums(scores + r * kDecodeKeys + j, sum[0][r], sum[1][r], sum[2][r], sum[3][r]);
   }
 }
 
-// output[r] += Σ_j weights[r][j] · v[j] for `count` keys, a multiple of kGroupKeys.
+// Visits of a row, two vectors each, whose sums for all query rows stay in registers: half of what there are.
+static constexpr int kMostVisits = kLanes == 8 ? 2 : 8;
+template <int kRows>
+inline constexpr int kVisits = kRows > kMostVisits ? 1 : kMostVisits / kRows;
+
+// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · kPairLanes) of kGroupKeys rows.
+template <DType kType, int kRows, int kVisitCount>
+LAPIDARY_INLINE void add_values(const unsigned char* const* values, const float* weights, int d, int head_dim,
+                                Ahead<kElementBytes<kType>>& prefetch, float* output) {
+  const int stride = padded_dim(head_dim);
+  F32 sum[kVisitCount][2][kRows];
+  for (int c = 0; c < kVisitCount; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      sum[c][0][r] = simd::load(output + r * stride + d + c * kPairLanes);
+      sum[c][1][r] = simd::load(output + r * stride + d + c * kPairLanes + kLanes);
+    }
+  }
+  for (int i = 0; i < kGroupKeys; ++i) {
+    F32 weight[kRows];
+    for (int r = 0; r < kRows; ++r) weight[r] = simd::set1(weights[r * kDecodeKeys + i]);
+    for (int c = 0; c < kVisitCount; ++c) {
+      F32 a, b;
+      load_two<kType>(values[i], d + c * kPairLanes, head_dim, a, b);
+      prefetch.next();
+      for (int r = 0; r < kRows; ++r) sum[c][0][r] = simd::fma(weight[r], a, sum[c][0][r]);
+      for (int r = 0; r < kRows; ++r) sum[c][1][r] = simd::fma(weight[r], b, sum[c][1][r]);
+    }
+  }
+  for (int c = 0; c < kVisitCount; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      simd::store(output + r * stride + d + c * kPairLanes, sum[c][0][r]);
+      simd::store(output + r * stride + d + c * kPairLanes + kLanes, sum[c][1][r]);
+    }
+  }
+}
+
+// output[r] += Σ_j weights[r][j] · v[j] for `count` keys, a multiple of kGroupKeys. Of each group a part of every row
+// in turn, so that lines are read nearly in the order in which they lie and O is loaded and stored once for eight keys.
 template <DType kType, int kRows>
 static void decode_values(const unsigned char* const* values, const unsigned char* const* ahead, int count,
                           const float* weights, int head_dim, float* output) {
-  constexpr int kBytes = kType == DType::f32 ? 4 : kType == DType::i8 ? 1 : 2;
-  // With few rows there are registers for the weights of more keys, and O is loaded and stored half as often.
-  constexpr int kKeys = kRows <= 2 && kLanes != 8 ? kGroupKeys : kKeysAtOnce;
-  const int stride = padded_dim(head_dim);
-  for (int j = 0; j < count; j += kKeys) {
-    F32 weight[kKeys][kRows];
-    for (int i = 0; i < kKeys; ++i) {
-      for (int r = 0; r < kRows; ++r) weight[i][r] = simd::set1(weights[r * kDecodeKeys + j + i]);
-    }
-    const auto visit = [&](int d, int end) {
-      F32 sum[2][kRows];
-      for (int r = 0; r < kRows; ++r) {
-        sum[0][r] = simd::load(output + r * stride + d);
-        sum[1][r] = simd::load(output + r * stride + d + kLanes);
-      }
-      for (int i = 0; i < kKeys; ++i) {
-        F32 a, b;
-        load_two<kType>(values[j + i], d, end, a, b);
-        if (ahead) prefetch_like<kBytes>(ahead[j + i], d);
-        for (int r = 0; r < kRows; ++r) sum[0][r] = simd::fma(weight[i][r], a, sum[0][r]);
-        for (int r = 0; r < kRows; ++r) sum[1][r] = simd::fma(weight[i][r], b, sum[1][r]);
-      }
-      for (int r = 0; r < kRows; ++r) {
-        simd::store(output + r * stride + d, sum[0][r]);
-        simd::store(output + r * stride + d + kLanes, sum[1][r]);
-      }
-    };
+  constexpr int kPart = kVisits<kRows> * kPairLanes;
+  Ahead<kElementBytes<kType>> prefetch(ahead, head_dim);
+  for (int j = 0; j < count; j += kGroupKeys) {
     int d = 0;
-    for (; d + kPairLanes <= head_dim; d += kPairLanes) visit(d, d + kPairLanes);
-    if (d < head_dim) visit(d, head_dim);
+    for (; d + kPart <= head_dim; d += kPart)
+      add_values<kType, kRows, kVisits<kRows>>(values + j, weights + j, d, head_dim, prefetch, output);
+    for (; d < head_dim; d += kPairLanes)
+      add_values<kType, kRows, 1>(values + j, weights + j, d, head_dim, prefetch, output);
   }
 }
 
