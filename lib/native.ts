@@ -77,6 +77,7 @@ export interface NativeAddon {
     form?: NativePackedForm,
   ): number
   saveTensor(stream: number, tensor: number, path: string, offset: number): Promise<number>
+  releasePages(tensor: number): void
   packedForm(tensor: number): NativePackedForm
   sliceTensor(tensor: number, axis: number, start: number, end: number): number
   reshapeTensor(tensor: number, dims: readonly number[]): number

@@ -215,6 +215,15 @@ export class Tensor implements Disposable {
   }
 
   /**
+   * Lets go of the pages of a mapped file that have been read, so that they do not count as memory of this process. They stay in the
+   * system's file cache while it has room, and come back when an op next reads them. Of other tensors: does nothing.
+   * Work in flight is not disturbed.
+   */
+  releasePages(): void {
+    native.releasePages(handleOf(this, 'releasePages'))
+  }
+
+  /**
    * How packed weights lie in memory: what `Tensor.load` needs to read saved bytes.
    * @throws ERR_LAYOUT_UNSUPPORTED for a tensor that is not packed.
    */

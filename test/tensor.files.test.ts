@@ -45,6 +45,43 @@ const bytesOf = async (tensor: Tensor) => {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength)
 }
 
+describe('releasePages', () => {
+  const bytes = new Random(9).bytes(32 << 20)
+  const path = file('mapped.bin')
+  beforeAll(() => writeFileSync(path, bytes))
+  const mapping = () => Tensor.map(device, path, { shape: [bytes.length], dtype: 'u8' })
+
+  test.runIf(process.platform === 'linux')(
+    'pages that were read no longer count as memory of the process',
+    async () => {
+      const mappedKib = () => Number(/^RssFile:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1])
+      using tensor = mapping()
+      const before = mappedKib()
+      await tensor.read()
+      expect(mappedKib() - before).toBeGreaterThan(30 << 10)
+      tensor.releasePages()
+      expect(mappedKib() - before).toBeLessThan(2 << 10)
+    },
+  )
+
+  test('the bytes are the same before, after and while they are read', async () => {
+    using tensor = mapping()
+    for (let round = 0; round < 8; round++) {
+      const reading = bytesOf(tensor)
+      tensor.releasePages()
+      expect(Buffer.compare(await reading, bytes)).toBe(0)
+    }
+  })
+
+  test('of memory that does not come back it does nothing', async () => {
+    using tensor = Tensor.from(device, Float32Array.of(1, 2, 3), [3])
+    tensor.releasePages()
+    expect([...(await tensor.read())]).toEqual([1, 2, 3])
+    tensor.dispose()
+    throwsCode(() => tensor.releasePages(), 'ERR_DISPOSED')
+  })
+})
+
 describe('load', () => {
   const bytes = new Random(1).bytes((5 << 20) + 12_345)
   const path = file('weights.bin')

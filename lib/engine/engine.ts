@@ -138,6 +138,7 @@ export class Engine implements AsyncDisposable {
         if (this.#scheduler.running.length + this.#scheduler.waiting.length > 0) {
           throw new LapidaryError('ERR_INTERNAL', 'engine: expected a step for the sequences at hand, got none')
         }
+        if (this.#closed === undefined) this.#executor.rest()
         break
       }
     } catch (error) {

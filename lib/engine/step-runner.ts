@@ -32,6 +32,8 @@ export interface StepExecutor {
   forget(sequence: Sequence): void
   /** Waits for everything queued. After a failure: clears it. */
   settle(): Promise<void>
+  /** There is no work for now: memory that comes back by itself may go. */
+  rest(): void
 }
 
 /** What a captured step does with its rows. Numbers and booleans are part of the program's key. */
@@ -156,6 +158,15 @@ export class StepRunner implements StepExecutor, Disposable {
 
   async settle(): Promise<void> {
     await this.#stream.synchronize()
+  }
+
+  /**
+   * The rows of the stored table that look-ups and refinement have read are up to 300 MB of a 1B model, of which the next text needs
+   * a few per cent.
+   */
+  rest(): void {
+    this.#model.embedding.releasePages()
+    this.#model.refinement?.table.releasePages()
   }
 
   /** How many programs are captured, and the bytes of the largest arena. */

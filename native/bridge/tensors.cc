@@ -287,6 +287,14 @@ Napi::Value save_tensor(const Napi::CallbackInfo& info) {
   return Napi::Value(info.Env(), promise);
 }
 
+// releasePages(tensor)
+void release_pages(const Napi::CallbackInfo& info) {
+  Status status;
+  TensorEntry* tensor = Environment::of(info.Env()).find_tensor(number_argument(info, 0), "releasePages", status);
+  if (throw_if_error(info.Env(), status)) return;
+  tensor->buffer->release_pages();
+}
+
 // releaseTensor(handle): no error where it is not live (garbage collection and dispose() may both get here).
 void release_tensor(const Napi::CallbackInfo& info) {
   Environment::of(info.Env()).remove_tensor(number_argument(info, 0));
@@ -304,6 +312,7 @@ void export_tensors(Napi::Env env, Napi::Object exports) {
   exports.Set("reshapeTensor", Napi::Function::New<reshape_tensor>(env));
   exports.Set("writeTensor", Napi::Function::New<write_tensor>(env));
   exports.Set("readTensor", Napi::Function::New<read_tensor>(env));
+  exports.Set("releasePages", Napi::Function::New<release_pages>(env));
   exports.Set("releaseTensor", Napi::Function::New<release_tensor>(env));
 }
 

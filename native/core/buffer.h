@@ -21,6 +21,8 @@ class Buffer {
   // Whether the memory may be read now; a mapped file that shrank says no. Called before each use on the stream's
   // thread.
   virtual bool readable() const { return true; }
+  // Lets go of pages that come back when they are next read (a mapped file's). Any thread, also while they are read.
+  virtual void release_pages() const {}
   // Stands for memory that a program will provide (runtime/program.h); data() is then a placeholder, never
   // dereferenced.
   virtual bool planned() const { return false; }

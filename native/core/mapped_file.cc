@@ -21,6 +21,7 @@ class MappedFile final : public Buffer {
   // Reading a mapped page past the end of a file that shrank raises SIGBUS, which would end the host process. The
   // window between this check and the read remains; the file stays open so that replacing it on disk is harmless.
   bool readable() const override { return file_->size() >= end_; }
+  void release_pages() const override { madvise(mapping_, mapping_bytes_, MADV_DONTNEED); }
 
  private:
   std::shared_ptr<OpenFile> file_;

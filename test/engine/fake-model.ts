@@ -74,6 +74,7 @@ export class FakeModel implements StepExecutor {
   }
 
   async settle(): Promise<void> {}
+  rest(): void {}
 
   *#sampled(entries: readonly StepEntry[]): Generator<number> {
     const { pageTokens, window } = this.#pages
