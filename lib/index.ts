@@ -28,6 +28,7 @@ export {
   type Piece,
   type SamplingDefaults,
   type SamplingOptions,
+  type ScoreOptions,
   type TokenLogprobs,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'

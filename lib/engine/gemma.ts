@@ -27,14 +27,23 @@ import {
   type GenerateOptions,
   type LogitsOptions,
   type PerplexityOptions,
+  type ScoreOptions,
 } from './options.ts'
-import { numberOption, positiveInteger, resolveSampling, type SamplingDefaults, samplingDefaults } from './sampler.ts'
+import {
+  maxLogprobs,
+  numberOption,
+  positiveInteger,
+  resolveSampling,
+  type SamplingDefaults,
+  samplingDefaults,
+} from './sampler.ts'
 import { abortError, ScoreJob, scoreWindows } from './scoring.ts'
-import { type ScoreKind, StepRunner } from './step-runner.ts'
+import type { TokenLogprobs } from './sequence.ts'
+import { type ScoreKind, type Scores, StepRunner } from './step-runner.ts'
 
 export { Generation, type GenerationResult, type GenerationTimings, type Piece } from './generation.ts'
 export { type KvDType, type KvMemory, kvMemory } from './kv-cache.ts'
-export type { GemmaOptions, GenerateOptions, LogitsOptions, PerplexityOptions } from './options.ts'
+export type { GemmaOptions, GenerateOptions, LogitsOptions, PerplexityOptions, ScoreOptions } from './options.ts'
 export type { SamplingDefaults, SamplingOptions } from './sampler.ts'
 export type { FinishReason, TokenLogprobs } from './sequence.ts'
 
@@ -164,6 +173,11 @@ export class Gemma implements AsyncDisposable {
     }
   }
 
+  /** The tokens that end an answer where the caller does not say: end of text and end of turn. */
+  get stopTokens(): ReadonlySet<number> {
+    return this.#stopTokens
+  }
+
   /** What is loaded, how much memory it takes, and what it is doing. */
   info(): GemmaInfo {
     const { path, format } = this.#checkpoint
@@ -226,10 +240,21 @@ export class Gemma implements AsyncDisposable {
    * for await (const piece of gemma.chat([{ role: 'user', content: 'Why is the sky blue?' }])) process.stdout.write(piece.text)
    */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
+    return this.stream(this.tokenizeChat(messages, options), options)
+  }
+
+  /**
+   * The ids of a conversation in the model's own chat format, up to where its answer begins: what `chat` computes.
+   * @throws ERR_INVALID_ARGUMENT for messages that the format does not allow; ERR_DISPOSED.
+   */
+  tokenizeChat(
+    messages: readonly ChatMessage[],
+    options: { readonly allowMarkers?: boolean | undefined } = {},
+  ): Int32Array {
     this.#expectDecoder()
     this.#template ??= ChatTemplate.for(this.#checkpoint, this.tokenizer)
     const { allowMarkers = false } = options
-    return this.stream(this.#template.encode(messages, { generationPrompt: true, allowMarkers }), options)
+    return this.#template.encode(messages, { generationPrompt: true, allowMarkers })
   }
 
   /**
@@ -247,11 +272,46 @@ export class Gemma implements AsyncDisposable {
     const data = new Float32Array(rows * vocabulary)
     let at = 0
     const window = { tokens, compute: tokens.length, from: tokens.length - rows }
-    await this.#score('logits', [window], options.signal, (scores) => {
-      data.set(scores, at)
-      at += scores.length
+    await this.#score('logits', [window], options.signal, ({ values }) => {
+      data.set(values, at)
+      at += values.length
     })
     return { data, rows, vocabulary }
+  }
+
+  /**
+   * How probable each token of a text is after those before it.
+   * @param text Text, in front of which the bos token is put; or ids, taken as they are. At most contextLength of them.
+   * @returns One entry per token but the first.
+   * @throws As `stream`; ERR_ABORTED.
+   * @example
+   * const scores = await gemma.score('The king is dead', { top: 5 })
+   */
+  async score(text: string | ArrayLike<number>, options: ScoreOptions = {}): Promise<TokenLogprobs[]> {
+    const tokens = this.#ids(text, options.allowMarkers, this.#sizes.contextLength)
+    const top = numberOption('top', options.top, topRange, 0)
+    const result: TokenLogprobs[] = []
+    if (tokens.length === 1) return result
+    const window = { tokens, compute: tokens.length - 1, from: 0 }
+    await this.#score(
+      'logprobs',
+      [window],
+      options.signal,
+      ({ values, topIds, topValues, top: width }) => {
+        for (let row = 0; row < values.length; row++) {
+          result.push({
+            id: tokens[result.length + 1] as number,
+            logprob: values[row] as number,
+            top: Array.from({ length: Math.min(top, width) }, (_, index) => ({
+              id: topIds[row * width + index] as number,
+              logprob: topValues[row * width + index] as number,
+            })),
+          })
+        }
+      },
+      top,
+    )
+    return result
   }
 
   /**
@@ -274,21 +334,21 @@ export class Gemma implements AsyncDisposable {
     }
     let sum = 0
     let tokens = 0
-    await this.#score('logprobs', windows, options.signal, (scores) => {
-      for (const score of scores) sum -= score
-      tokens += scores.length
+    await this.#score('logprobs', windows, options.signal, ({ values }) => {
+      for (const score of values) sum -= score
+      tokens += values.length
       options.onProgress?.(tokens, total)
     })
     return { perplexity: Math.exp(sum / tokens), tokens, nll: sum / tokens }
   }
 
   /**
-   * One vector of length 1 for each text. EmbeddingGemma only.
+   * One vector of length 1 for each text, or for ids, which are taken as they are. EmbeddingGemma only.
    * @throws (rejects) ERR_INVALID_ARGUMENT for other models, and for texts longer than the model's context.
    * @example
    * const [a, b] = await gemma.embed(['a cat', 'a small feline'])   // their dot product is the cosine
    */
-  async embed(texts: readonly string[]): Promise<Float32Array[]> {
+  async embed(texts: readonly (string | ArrayLike<number>)[]): Promise<Float32Array[]> {
     this.#checkOpen()
     if (this.#decoder) {
       throw new LapidaryError(
@@ -303,6 +363,16 @@ export class Gemma implements AsyncDisposable {
     } finally {
       this.#embedding.delete(work)
     }
+  }
+
+  /** The ids that `embed` makes of a text, as the reference's tokenizer does: bos, text, eos. */
+  tokenizeForEmbedding(text: string): Int32Array {
+    return Int32Array.from([...this.tokenizer.encode(text, { bos: true, markers: false }), this.tokenizer.eos])
+  }
+
+  /** How many numbers a vector of `embed` has. */
+  get embeddingSize(): number {
+    return this.#model.dense.at(-1)?.shape[0] ?? this.config.hiddenSize
   }
 
   /** Ends what is running with ERR_DISPOSED, waits for the step in progress, and frees everything. Safe at any moment, also twice. */
@@ -347,16 +417,22 @@ export class Gemma implements AsyncDisposable {
     kind: ScoreKind,
     windows: ReturnType<typeof scoreWindows>,
     given: unknown,
-    take: (scores: Float32Array) => void,
+    take: (scores: Scores) => void,
+    top = 0,
   ): Promise<void> {
     const { engine, runner, cache } = this.#expectDecoder()
     const signal = checkSignal(given)
-    const job = new ScoreJob(runner, cache.pages, kind, windows, { chunk: this.#sizes.prefillChunk, take, signal })
+    const job = new ScoreJob(runner, cache.pages, kind, windows, {
+      chunk: this.#sizes.prefillChunk,
+      top,
+      take,
+      signal,
+    })
     engine.run(job)
     await job.done
   }
 
-  async #embed(texts: readonly string[]): Promise<Float32Array[]> {
+  async #embed(texts: readonly (string | ArrayLike<number>)[]): Promise<Float32Array[]> {
     if (!Array.isArray(texts)) {
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `embed: expected an array of texts, got ${describeValue(texts)}`)
     }
@@ -384,17 +460,17 @@ export class Gemma implements AsyncDisposable {
     return vectors
   }
 
-  /** As the reference's tokenizer: bos, text, eos. */
-  #encoderIds(text: string): Int32Array {
-    const ids = [...this.tokenizer.encode(text, { bos: true, markers: false }), this.tokenizer.eos]
+  #encoderIds(text: string | ArrayLike<number>): Int32Array {
     const { contextLength } = this.#sizes
+    if (typeof text !== 'string') return this.#ids(text, false, contextLength)
+    const ids = this.tokenizeForEmbedding(text)
     if (ids.length > contextLength) {
       throw new LapidaryError(
         'ERR_INVALID_ARGUMENT',
         `embed: expected texts of at most ${contextLength} tokens, got one of ${ids.length}`,
       )
     }
-    return Int32Array.from(ids)
+    return ids
   }
 
   /** The ids of text or checked ids. */
@@ -430,6 +506,11 @@ export class Gemma implements AsyncDisposable {
 const maxTokensRange = {
   text: 'an integer of at least 1, or Infinity',
   holds: (value: number): boolean => value >= 1 && (Number.isInteger(value) || value === Number.POSITIVE_INFINITY),
+}
+
+const topRange = {
+  text: `an integer from 0 to ${maxLogprobs}`,
+  holds: (value: number): boolean => Number.isInteger(value) && value >= 0 && value <= maxLogprobs,
 }
 
 function windowRange(low: number, high: number): typeof maxTokensRange {

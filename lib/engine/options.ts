@@ -63,6 +63,14 @@ export interface LogitsOptions {
   readonly allowMarkers?: boolean | undefined
 }
 
+/** Options of `gemma.score`. */
+export interface ScoreOptions {
+  /** How many of the most probable tokens are given with each, 0 to 64. Default 0. */
+  readonly top?: number | undefined
+  readonly signal?: AbortSignal | undefined
+  readonly allowMarkers?: boolean | undefined
+}
+
 /** Options of `gemma.perplexity`. */
 export interface PerplexityOptions {
   /** Tokens that are seen at once. Default 512, at most the model's context. */

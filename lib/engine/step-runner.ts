@@ -47,6 +47,17 @@ interface StepVariant {
 /** Scores instead of sampling: log probabilities of given tokens, or the logits themselves. */
 export type ScoreKind = 'logprobs' | 'logits'
 
+/** What scoring gives, row by row. */
+export interface Scores {
+  /** Log probabilities [rows], or logits [rows · vocabulary]. */
+  readonly values: Float32Array
+  /** The number of alternatives of each row: what was asked for, or somewhat more. */
+  readonly top: number
+  /** The most probable tokens and their log probabilities [rows · top]. */
+  readonly topIds: Int32Array
+  readonly topValues: Float32Array
+}
+
 interface Captured {
   readonly plan: StepPlan
   readonly program: Program<readonly Tensor[]>
@@ -113,7 +124,7 @@ export class StepRunner implements StepExecutor, Disposable {
   /**
    * Computes tokens [start, start + count) of one sequence, and scores the last `rows` of them.
    * @param targets With `logprobs`: the token after each of these rows.
-   * @returns The natural log probabilities [rows], or the logits [rows · vocabulary].
+   * @param wantedTop With `logprobs`: how many of the most probable tokens.
    */
   async score(
     tokens: Int32Array,
@@ -121,16 +132,20 @@ export class StepRunner implements StepExecutor, Disposable {
     kind: ScoreKind,
     rows: number,
     targets?: Int32Array,
-  ): Promise<Float32Array> {
+    wantedTop = 0,
+  ): Promise<Scores> {
     const { vocabularySize } = this.#model.config
+    const top = kind === 'logits' ? 0 : topSize(wantedTop, vocabularySize)
     const size = padded(part.count)
     const allRows = rows === part.count
     const shape = this.#shape(size, padded(countSpans([part])), allRows ? size : padded(rows), allRows)
     const block = Math.max(1, Math.floor(this.#scoreBlock / vocabularySize))
-    const { plan, program } = this.#captured(shape, kind, ({ targets: wanted }, hidden) =>
+    const { plan, program } = this.#captured(shape, `${kind} ${top}`, ({ targets: wanted }, hidden) =>
       blocks(shape.rows, block, (start, end) => {
         const scores = logits(this.#model, hidden.slice(start, end))
-        return kind === 'logits' ? scores : logProbs(scores, wanted.slice(start, end), { top: 0 }).chosen
+        if (kind === 'logits') return [scores]
+        const { chosen, ids, values } = logProbs(scores, wanted.slice(start, end), { top })
+        return top === 0 ? [chosen] : [chosen, ids, values]
       }),
     )
     plan.fill([part], (_, index) => tokens[index] as number)
@@ -138,16 +153,23 @@ export class StepRunner implements StepExecutor, Disposable {
       plan.set('rows', row, Math.min(part.count - rows + row, part.count - 1))
       plan.set('targets', row, targets?.[row] ?? 0)
     }
-    const outputs = (await program.execute(plan.integers, plan.floats)) as Float32Array[]
-    const width = kind === 'logits' ? vocabularySize : 1
-    const result = new Float32Array(rows * width)
-    let at = 0
-    for (const output of outputs) {
-      const wanted = Math.min(output.length, result.length - at)
-      result.set(output.subarray(0, wanted), at)
-      at += wanted
+    const outputs = await program.execute(plan.integers, plan.floats)
+    const parts = top === 0 ? 1 : 3
+    const take = <T extends Int32Array | Float32Array>(into: T, which: number): T => {
+      let at = 0
+      for (let index = which; index < outputs.length; index += parts) {
+        const output = outputs[index] as unknown as T
+        into.set(output.subarray(0, into.length - at), at)
+        at += Math.min(output.length, into.length - at)
+      }
+      return into
     }
-    return result
+    return {
+      values: take(new Float32Array(rows * (kind === 'logits' ? vocabularySize : 1)), 0),
+      top,
+      topIds: take(new Int32Array(rows * top), 1),
+      topValues: take(new Float32Array(rows * top), 2),
+    }
   }
 
   forget(sequence: Sequence): void {
@@ -298,13 +320,22 @@ function variantOf(sequences: readonly Sequence[], vocabularySize: number): Step
     bias ||= sampling.bias.size > 0
     top = Math.max(top, sampling.logprobs ?? -1)
   }
-  if (top >= 0) top = Math.min(topSizes.find((size) => size >= top) ?? top, vocabularySize)
+  if (top >= 0) top = topSize(top, vocabularySize)
   return { greedy, penalties, bias, top }
 }
 
-function blocks(rows: number, block: number, body: (start: number, end: number) => Tensor): readonly Tensor[] {
+/** The size among a few that holds so many alternatives. */
+function topSize(top: number, vocabularySize: number): number {
+  return Math.min(topSizes.find((size) => size >= top) ?? top, vocabularySize)
+}
+
+function blocks(
+  rows: number,
+  block: number,
+  body: (start: number, end: number) => readonly Tensor[],
+): readonly Tensor[] {
   const count = Math.ceil(rows / block)
-  return Array.from({ length: count }, (_, index) => body(index * block, Math.min(rows, (index + 1) * block)))
+  return Array.from({ length: count }, (_, index) => body(index * block, Math.min(rows, (index + 1) * block))).flat()
 }
 
 function stepResult(
