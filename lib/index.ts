@@ -21,6 +21,8 @@ export {
   Generation,
   type GenerationResult,
   type GenerationTimings,
+  Grammar,
+  type GrammarSource,
   type KvDType,
   type KvMemory,
   type LogitsOptions,

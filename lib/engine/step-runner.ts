@@ -40,6 +40,8 @@ interface StepVariant {
   readonly greedy: boolean
   readonly penalties: boolean
   readonly bias: boolean
+  /** Some row may not give all tokens. */
+  readonly masked: boolean
   /** −1: no log probabilities; else how many alternatives. */
   readonly top: number
 }
@@ -107,8 +109,8 @@ export class StepRunner implements StepExecutor, Disposable {
     const decodes = sampled.length === entries.length && entries.every((entry) => entry.count === 1)
     const tokens = padded(entries.reduce((sum, entry) => sum + entry.count, 0))
     const shape = decodes
-      ? this.#shape(tokens, tokens, tokens, true)
-      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false)
+      ? this.#shape(tokens, tokens, tokens, true, variant.masked)
+      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false, variant.masked)
     // Made outside the capture, which would take them for intermediates.
     const { counts, bias } = this.#adjust.tensors(variant.penalties, variant.bias)
     const key = `${variant.greedy} ${variant.penalties} ${variant.bias} ${variant.top}`
@@ -197,9 +199,10 @@ export class StepRunner implements StepExecutor, Disposable {
     this.dispose()
   }
 
-  #shape(tokens: number, sequences: number, rows: number, allRows: boolean): StepShape {
+  #shape(tokens: number, sequences: number, rows: number, allRows: boolean, masked = false): StepShape {
     const { global, local } = this.#cache.pages.widths
-    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local }
+    const maskWords = masked ? Math.ceil(this.#model.config.vocabularySize / 32) : 0
+    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local, maskWords }
   }
 
   /** The program of a shape and variant: the one at hand, or a new one in place of the least recently used. */
@@ -208,7 +211,7 @@ export class StepRunner implements StepExecutor, Disposable {
     variant: string,
     finish: (tensors: StepTensors, hidden: Tensor) => readonly Tensor[],
   ): Captured {
-    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${variant}`
+    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${shape.maskWords} ${variant}`
     let captured = this.#programs.get(key)
     if (captured) {
       this.#programs.delete(key)
@@ -261,8 +264,8 @@ export class StepRunner implements StepExecutor, Disposable {
     bias: Tensor | undefined,
   ): readonly Tensor[] {
     const scores = logits(this.#model, hidden)
-    const { adjustRows: rows, penalties: settings } = tensors
-    const adjusted = counts || bias ? adjustLogits(scores, { counts, bias, rows, settings }) : scores
+    const { adjustRows: rows, penalties: settings, mask } = tensors
+    const adjusted = counts || bias || mask ? adjustLogits(scores, { counts, bias, mask, rows, settings }) : scores
     const tokens = variant.greedy ? argmax(adjusted) : sample(adjusted, tensors.state, { settings: tensors.sampling })
     if (counts) countTokens(tokens, counts, rows)
     if (variant.top < 0) return [tokens]
@@ -283,11 +286,13 @@ export class StepRunner implements StepExecutor, Disposable {
       plan.set('state', row * 2 + 1, sequence.generated)
       const adjusts = variant.penalties || variant.bias
       plan.set('adjustRows', row, adjusts ? this.#stream.use(() => this.#adjust.rowOf(sequence)) : -1)
+      plan.setMask(row, sequence.request.constraint?.mask)
       plan.setSampling(row++, sampling)
     }
     for (; row < rows; row++) {
       plan.set('rows', row, 0)
       plan.set('adjustRows', row, -1)
+      plan.setMask(row, undefined)
       plan.setSampling(row, neutral)
     }
   }
@@ -313,15 +318,17 @@ function variantOf(sequences: readonly Sequence[], vocabularySize: number): Step
   let greedy = true
   let penalties = false
   let bias = false
+  let masked = false
   for (const { request } of sequences) {
     const { sampling } = request
     greedy &&= sampling.temperature === 0
     penalties ||= hasPenalties(sampling)
     bias ||= sampling.bias.size > 0
+    masked ||= request.constraint !== undefined
     top = Math.max(top, sampling.logprobs ?? -1)
   }
   if (top >= 0) top = topSize(top, vocabularySize)
-  return { greedy, penalties, bias, top }
+  return { greedy, penalties, bias, masked, top }
 }
 
 /** The size among a few that holds so many alternatives. */

@@ -74,8 +74,8 @@ async function start(call: Call): Promise<Chat> {
     ...sampling,
     maxTokens: limit,
     logprobs: logprobs ? (top ?? 0) : undefined,
+    grammar: await grammarFor(gemma, format, tools),
   }
-  await grammarFor(gemma, format, tools)
   call.lifetime.check()
   return {
     model,

@@ -3,6 +3,7 @@
  * @module
  */
 import type { Gemma, GenerateOptions, Generation, GenerationResult, Piece, TokenLogprobs } from '../index.ts'
+import { readFormat } from './answer.ts'
 import { apiErrorOf, invalid } from './api-error.ts'
 import { type Call, makeId, now, type ServedModel } from './call.ts'
 import { type Fields, isTokenIds } from './fields.ts'
@@ -16,6 +17,7 @@ import {
   startGenerations,
   usageOf,
 } from './generate.ts'
+import { grammarFor } from './grammar.ts'
 import { type ApiResponse, eventResponse, jsonResponse, serverSentEvent } from './http.ts'
 import { CompletionLogprobs } from './logprobs.ts'
 
@@ -91,6 +93,7 @@ async function read(call: Call, stream: boolean): Promise<Completion> {
     includeUsage: streamOptions?.boolean('include_usage') ?? false,
     options: {
       ...samplingOptions(body),
+      grammar: await grammarFor(gemma, readFormat(body, 'response_format'), undefined),
       // The best of several is found by probability.
       logprobs: logprobs ?? (bestOf > n ? 0 : undefined),
     },
