@@ -21,6 +21,8 @@ export {
   Generation,
   type GenerationResult,
   type GenerationTimings,
+  Grammar,
+  type GrammarSource,
   type KvDType,
   type KvMemory,
   type LogitsOptions,
@@ -28,6 +30,7 @@ export {
   type Piece,
   type SamplingDefaults,
   type SamplingOptions,
+  type ScoreOptions,
   type TokenLogprobs,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'

@@ -26,7 +26,7 @@ const libRooms = {
   'lib/tokenizer': ['lib/errors.ts', 'lib/checkpoint'],
   'lib/models': ['lib', 'lib/ops', 'lib/checkpoint'],
   'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer'],
-  'lib/server': ['lib', 'lib/engine'],
+  'lib/server': ['lib', 'lib/tokenizer', 'lib/models', 'lib/engine'],
   'lib/cli': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/server'],
 }
 const faces = new Set(['lib/index.ts'])

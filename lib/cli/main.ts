@@ -7,7 +7,7 @@
 import { Command, CommanderError, Option } from 'commander'
 import { buildFromSource, packageManifest } from './build.ts'
 import { describeFailure, usageStatus } from './failure.ts'
-import { addModelOptions, addSamplingOptions, count, tokenCounts } from './options.ts'
+import { addModelOptions, addSamplingOptions, count, each, numberWithin, tokenCounts } from './options.ts'
 import { endQuietlyOnClosedPipe } from './terminal.ts'
 
 const json = 'print one JSON document'
@@ -83,6 +83,47 @@ Examples:
   $ echo "Why is the sky blue?" | lapidary chat -m gemma-3-1b-it-q4_0.gguf --temperature 0`,
   )
   .action(async (options) => (await import('./chat.ts')).chat(options))
+
+const serve = program
+  .command('serve')
+  .summary('answer OpenAI’s protocol over HTTP')
+  .description(
+    'Serves a model to OpenAI’s clients: chat, completions, embeddings, responses; /health, /ready and /metrics. SIGTERM and SIGINT end it: ' +
+      'nothing more is accepted, and what runs may finish.',
+  )
+  .option('--host <address>', 'where to listen; 0.0.0.0: on all networks', '127.0.0.1')
+  .option('--port <number>', 'its port; 0: any that is free', numberWithin(0, 65_535, { integer: true }), 8080)
+  .option('--id <name>', 'what requests call the model (default: the name of its file)')
+  .option('--embedding-model <path>', 'an EmbeddingGemma model beside it, for /v1/embeddings')
+  .option('--any-model-name', 'take any name for the model; without it an unknown one is an error')
+  .option(
+    '--api-key <key>',
+    'a key that requests must bring; repeatable; also LAPIDARY_API_KEY, with commas',
+    each(String),
+  )
+  .option('--cors <origin>', 'let pages of this origin send requests; * for all; repeatable', each(String))
+  .option('--max-sequences <count>', 'sequences that run at once (default: 8)', count)
+  .option('--max-queue <count>', 'requests that may wait; one more is 429 (default: 1,024)', count)
+  .option('--cache-tokens <count>', 'tokens of the KV cache (default: context length × sequences)', count)
+  .option('--no-prefix-cache', 'keep nothing for later requests that begin alike')
+  .option('--body-limit <bytes>', 'the most bytes of a request (default: 16 MiB)', count)
+  .option('--request-timeout <seconds>', 'the longest an answer may take; 0: any (default: 600)', numberWithin(0, 1e6))
+  .option('--close-deadline <seconds>', 'how long requests may finish at the end', numberWithin(0, 1e6), 30)
+  .option('--metrics-prefix <text>', 'what names of metrics begin with (default: lapidary:)')
+  .option('--log-prompts', 'write the bodies of requests to standard error')
+  .option('-q, --quiet', 'no lines on standard error')
+addModelOptions(serve)
+serve
+  .addHelpText(
+    'after',
+    `
+Examples:
+  $ lapidary serve -m gemma-3-4b-it-q4_0.gguf
+  $ lapidary serve -m gemma-3-1b-it-q4_0.gguf --host 0.0.0.0 --api-key "$KEY" --max-sequences 16
+  $ curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+      -d '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'`,
+  )
+  .action(async (options) => (await import('./serve.ts')).serve(options))
 
 const syntheticTypes = ['q4_0', 'q8_0', 'bf16', 'f16']
 

@@ -33,7 +33,7 @@ export function tokenCounts(text: string): number[] {
 }
 
 /** Collects an option that may be repeated. */
-function each<T>(parse: (text: string) => T): (text: string, previous: T[] | undefined) => T[] {
+export function each<T>(parse: (text: string) => T): (text: string, previous: T[] | undefined) => T[] {
   return (text, previous) => [...(previous ?? []), parse(text)]
 }
 

@@ -178,10 +178,10 @@ export class Engine implements AsyncDisposable {
 
   /** Why the sequence ends with this token, if it does. */
   #append(sequence: Sequence, id: number, logprobs: TokenLogprobs | undefined): FinishReason | undefined {
-    const { maxTokens, onToken } = sequence.request
+    const { maxTokens, constraint, onToken } = sequence.request
     sequence.push(id)
     try {
-      if (onToken(id, logprobs)) return 'stop'
+      if (onToken(id, logprobs) || constraint?.accept(id)) return 'stop'
     } catch (error) {
       this.#fail(sequence, error)
     }
@@ -226,6 +226,7 @@ export class Engine implements AsyncDisposable {
     sequence.finished = true
     try {
       this.#scheduler.remove(sequence)
+      sequence.request.constraint?.dispose()
     } catch (error) {
       this.#closed ??= error
     }

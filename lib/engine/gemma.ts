@@ -15,6 +15,7 @@ import { type ChatMessage, ChatTemplate } from '../tokenizer/chat.ts'
 import { type EncodeOptions, Tokenizer } from '../tokenizer/tokenizer.ts'
 import { Engine } from './engine.ts'
 import { Generation, type GenerationResult } from './generation.ts'
+import { Grammar, type GrammarSource, Grammars } from './grammar.ts'
 import { KvCache, type KvMemory, kvMemory } from './kv-cache.ts'
 import {
   checkIds,
@@ -27,14 +28,24 @@ import {
   type GenerateOptions,
   type LogitsOptions,
   type PerplexityOptions,
+  type ScoreOptions,
 } from './options.ts'
-import { numberOption, positiveInteger, resolveSampling, type SamplingDefaults, samplingDefaults } from './sampler.ts'
+import {
+  maxLogprobs,
+  numberOption,
+  positiveInteger,
+  resolveSampling,
+  type SamplingDefaults,
+  samplingDefaults,
+} from './sampler.ts'
 import { abortError, ScoreJob, scoreWindows } from './scoring.ts'
-import { type ScoreKind, StepRunner } from './step-runner.ts'
+import type { TokenLogprobs } from './sequence.ts'
+import { type ScoreKind, type Scores, StepRunner } from './step-runner.ts'
 
 export { Generation, type GenerationResult, type GenerationTimings, type Piece } from './generation.ts'
+export { Grammar, type GrammarSource } from './grammar.ts'
 export { type KvDType, type KvMemory, kvMemory } from './kv-cache.ts'
-export type { GemmaOptions, GenerateOptions, LogitsOptions, PerplexityOptions } from './options.ts'
+export type { GemmaOptions, GenerateOptions, LogitsOptions, PerplexityOptions, ScoreOptions } from './options.ts'
 export type { SamplingDefaults, SamplingOptions } from './sampler.ts'
 export type { FinishReason, TokenLogprobs } from './sequence.ts'
 
@@ -100,6 +111,7 @@ export class Gemma implements AsyncDisposable {
   readonly #stopTokens: ReadonlySet<number>
   readonly #decoder: Decoder | undefined
   #template: ChatTemplate | undefined
+  #grammars: Grammars | undefined
   /** Calls of the encoder in flight. */
   readonly #embedding = new Set<Promise<unknown>>()
   #disposal: Promise<void> | undefined
@@ -164,6 +176,11 @@ export class Gemma implements AsyncDisposable {
     }
   }
 
+  /** The tokens that end an answer where the caller does not say: end of text and end of turn. */
+  get stopTokens(): ReadonlySet<number> {
+    return this.#stopTokens
+  }
+
   /** What is loaded, how much memory it takes, and what it is doing. */
   info(): GemmaInfo {
     const { path, format } = this.#checkpoint
@@ -202,15 +219,37 @@ export class Gemma implements AsyncDisposable {
     const { engine } = this.#expectDecoder()
     const { vocabularySize } = this.config
     const { stopTokens } = options
-    return new Generation(engine, {
+    const request = {
       prompt: this.#ids(prompt, options.allowMarkers, this.#sizes.contextLength - 1),
       maxTokens: numberOption('maxTokens', options.maxTokens, maxTokensRange, Number.POSITIVE_INFINITY),
       sampling: resolveSampling(options, this.#defaults, vocabularySize),
       stopTokens: stopTokens === undefined ? this.#stopTokens : checkStopTokens(stopTokens),
       stop: checkStop(options.stop),
+      priority: numberOption('priority', options.priority, priorityRange, 0),
       signal: checkSignal(options.signal),
       decoder: this.tokenizer.decoder(),
-    })
+    }
+    const constraint = checkGrammar(options.grammar)?.begin(this.tokenizer)
+    try {
+      return new Generation(engine, { ...request, constraint })
+    } catch (error) {
+      constraint?.dispose()
+      throw error
+    }
+  }
+
+  /**
+   * Compiles a grammar for the `grammar` option of any number of generations. The last 64 are kept. Compiling takes milliseconds to a
+   * second on this thread, by the size of the grammar and the vocabulary; the first one some more.
+   * @throws ERR_INVALID_ARGUMENT for a source that cannot be understood or is longer than 64 KiB.
+   * @example
+   * const grammar = await gemma.compileGrammar({ schema: { type: 'object', properties: { age: { type: 'integer' } }, required: ['age'] } })
+   * const { text } = await gemma.chat(messages, { grammar }).result   // {"age": 42}
+   */
+  async compileGrammar(source: GrammarSource): Promise<Grammar> {
+    this.#expectDecoder()
+    this.#grammars ??= new Grammars(this.tokenizer, this.config.vocabularySize, this.#stopTokens)
+    return await this.#grammars.compile(source)
   }
 
   /** Continues a prompt, and resolves to all of it. @throws (rejects) As `stream`; errors of the device. */
@@ -226,10 +265,21 @@ export class Gemma implements AsyncDisposable {
    * for await (const piece of gemma.chat([{ role: 'user', content: 'Why is the sky blue?' }])) process.stdout.write(piece.text)
    */
   chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
+    return this.stream(this.tokenizeChat(messages, options), options)
+  }
+
+  /**
+   * The ids of a conversation in the model's own chat format, up to where its answer begins: what `chat` computes.
+   * @throws ERR_INVALID_ARGUMENT for messages that the format does not allow; ERR_DISPOSED.
+   */
+  tokenizeChat(
+    messages: readonly ChatMessage[],
+    options: { readonly allowMarkers?: boolean | undefined } = {},
+  ): Int32Array {
     this.#expectDecoder()
     this.#template ??= ChatTemplate.for(this.#checkpoint, this.tokenizer)
     const { allowMarkers = false } = options
-    return this.stream(this.#template.encode(messages, { generationPrompt: true, allowMarkers }), options)
+    return this.#template.encode(messages, { generationPrompt: true, allowMarkers })
   }
 
   /**
@@ -247,11 +297,46 @@ export class Gemma implements AsyncDisposable {
     const data = new Float32Array(rows * vocabulary)
     let at = 0
     const window = { tokens, compute: tokens.length, from: tokens.length - rows }
-    await this.#score('logits', [window], options.signal, (scores) => {
-      data.set(scores, at)
-      at += scores.length
+    await this.#score('logits', [window], options.signal, ({ values }) => {
+      data.set(values, at)
+      at += values.length
     })
     return { data, rows, vocabulary }
+  }
+
+  /**
+   * How probable each token of a text is after those before it.
+   * @param text Text, in front of which the bos token is put; or ids, taken as they are. At most contextLength of them.
+   * @returns One entry per token but the first.
+   * @throws As `stream`; ERR_ABORTED.
+   * @example
+   * const scores = await gemma.score('The king is dead', { top: 5 })
+   */
+  async score(text: string | ArrayLike<number>, options: ScoreOptions = {}): Promise<TokenLogprobs[]> {
+    const tokens = this.#ids(text, options.allowMarkers, this.#sizes.contextLength)
+    const top = numberOption('top', options.top, topRange, 0)
+    const result: TokenLogprobs[] = []
+    if (tokens.length === 1) return result
+    const window = { tokens, compute: tokens.length - 1, from: 0 }
+    await this.#score(
+      'logprobs',
+      [window],
+      options.signal,
+      ({ values, topIds, topValues, top: width }) => {
+        for (let row = 0; row < values.length; row++) {
+          result.push({
+            id: tokens[result.length + 1] as number,
+            logprob: values[row] as number,
+            top: Array.from({ length: Math.min(top, width) }, (_, index) => ({
+              id: topIds[row * width + index] as number,
+              logprob: topValues[row * width + index] as number,
+            })),
+          })
+        }
+      },
+      top,
+    )
+    return result
   }
 
   /**
@@ -274,21 +359,21 @@ export class Gemma implements AsyncDisposable {
     }
     let sum = 0
     let tokens = 0
-    await this.#score('logprobs', windows, options.signal, (scores) => {
-      for (const score of scores) sum -= score
-      tokens += scores.length
+    await this.#score('logprobs', windows, options.signal, ({ values }) => {
+      for (const score of values) sum -= score
+      tokens += values.length
       options.onProgress?.(tokens, total)
     })
     return { perplexity: Math.exp(sum / tokens), tokens, nll: sum / tokens }
   }
 
   /**
-   * One vector of length 1 for each text. EmbeddingGemma only.
+   * One vector of length 1 for each text, or for ids, which are taken as they are. EmbeddingGemma only.
    * @throws (rejects) ERR_INVALID_ARGUMENT for other models, and for texts longer than the model's context.
    * @example
    * const [a, b] = await gemma.embed(['a cat', 'a small feline'])   // their dot product is the cosine
    */
-  async embed(texts: readonly string[]): Promise<Float32Array[]> {
+  async embed(texts: readonly (string | ArrayLike<number>)[]): Promise<Float32Array[]> {
     this.#checkOpen()
     if (this.#decoder) {
       throw new LapidaryError(
@@ -303,6 +388,16 @@ export class Gemma implements AsyncDisposable {
     } finally {
       this.#embedding.delete(work)
     }
+  }
+
+  /** The ids that `embed` makes of a text, as the reference's tokenizer does: bos, text, eos. */
+  tokenizeForEmbedding(text: string): Int32Array {
+    return Int32Array.from([...this.tokenizer.encode(text, { bos: true, markers: false }), this.tokenizer.eos])
+  }
+
+  /** How many numbers a vector of `embed` has. */
+  get embeddingSize(): number {
+    return this.#model.dense.at(-1)?.shape[0] ?? this.config.hiddenSize
   }
 
   /** Ends what is running with ERR_DISPOSED, waits for the step in progress, and frees everything. Safe at any moment, also twice. */
@@ -347,16 +442,22 @@ export class Gemma implements AsyncDisposable {
     kind: ScoreKind,
     windows: ReturnType<typeof scoreWindows>,
     given: unknown,
-    take: (scores: Float32Array) => void,
+    take: (scores: Scores) => void,
+    top = 0,
   ): Promise<void> {
     const { engine, runner, cache } = this.#expectDecoder()
     const signal = checkSignal(given)
-    const job = new ScoreJob(runner, cache.pages, kind, windows, { chunk: this.#sizes.prefillChunk, take, signal })
+    const job = new ScoreJob(runner, cache.pages, kind, windows, {
+      chunk: this.#sizes.prefillChunk,
+      top,
+      take,
+      signal,
+    })
     engine.run(job)
     await job.done
   }
 
-  async #embed(texts: readonly string[]): Promise<Float32Array[]> {
+  async #embed(texts: readonly (string | ArrayLike<number>)[]): Promise<Float32Array[]> {
     if (!Array.isArray(texts)) {
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `embed: expected an array of texts, got ${describeValue(texts)}`)
     }
@@ -384,17 +485,17 @@ export class Gemma implements AsyncDisposable {
     return vectors
   }
 
-  /** As the reference's tokenizer: bos, text, eos. */
-  #encoderIds(text: string): Int32Array {
-    const ids = [...this.tokenizer.encode(text, { bos: true, markers: false }), this.tokenizer.eos]
+  #encoderIds(text: string | ArrayLike<number>): Int32Array {
     const { contextLength } = this.#sizes
+    if (typeof text !== 'string') return this.#ids(text, false, contextLength)
+    const ids = this.tokenizeForEmbedding(text)
     if (ids.length > contextLength) {
       throw new LapidaryError(
         'ERR_INVALID_ARGUMENT',
         `embed: expected texts of at most ${contextLength} tokens, got one of ${ids.length}`,
       )
     }
-    return Int32Array.from(ids)
+    return ids
   }
 
   /** The ids of text or checked ids. */
@@ -430,6 +531,21 @@ export class Gemma implements AsyncDisposable {
 const maxTokensRange = {
   text: 'an integer of at least 1, or Infinity',
   holds: (value: number): boolean => value >= 1 && (Number.isInteger(value) || value === Number.POSITIVE_INFINITY),
+}
+
+const priorityRange = { text: 'a finite number', holds: Number.isFinite }
+
+function checkGrammar(grammar: unknown): Grammar | undefined {
+  if (grammar === undefined || grammar instanceof Grammar) return grammar
+  throw new LapidaryError(
+    'ERR_INVALID_ARGUMENT',
+    `grammar: expected what gemma.compileGrammar gives, got ${describeValue(grammar)}`,
+  )
+}
+
+const topRange = {
+  text: `an integer from 0 to ${maxLogprobs}`,
+  holds: (value: number): boolean => Number.isInteger(value) && value >= 0 && value <= maxLogprobs,
 }
 
 function windowRange(low: number, high: number): typeof maxTokensRange {

@@ -5,6 +5,7 @@
 import { LapidaryError } from '../errors.ts'
 import type { StreamDecoder } from '../tokenizer/stream-decoder.ts'
 import type { Engine } from './engine.ts'
+import type { TokenConstraint } from './grammar.ts'
 import type { SamplingSettings } from './sampler.ts'
 import type { FinishReason, Sequence, TokenLogprobs } from './sequence.ts'
 import { StopStrings } from './stop-strings.ts'
@@ -54,6 +55,8 @@ export interface GenerationRequest {
   readonly sampling: SamplingSettings
   readonly stopTokens: ReadonlySet<number>
   readonly stop: readonly string[]
+  readonly constraint: TokenConstraint | undefined
+  readonly priority: number
   readonly signal: AbortSignal | undefined
   readonly decoder: StreamDecoder
 }
@@ -99,12 +102,14 @@ export class Generation implements AsyncIterable<Piece> {
     })
     // Whoever only iterates learns of a failure there.
     this.result.catch(() => {})
-    const { prompt, maxTokens, sampling, stopTokens, signal } = request
+    const { prompt, maxTokens, sampling, stopTokens, constraint, priority, signal } = request
     this.#sequence = engine.submit({
       prompt,
       maxTokens,
       sampling,
       stopTokens,
+      constraint,
+      priority,
       onToken: (id, logprobs) => this.#take(id, logprobs),
       onFinish: (reason) => this.#finish(reason),
       onError: (error) => this.#fail(error),

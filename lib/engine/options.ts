@@ -6,6 +6,7 @@ import type { Device, Isa } from '../device.ts'
 import { describeValue, LapidaryError } from '../errors.ts'
 import type { GemmaConfig } from '../models/gemma/config.ts'
 import type { GemmaLoadOptions } from '../models/gemma/load.ts'
+import type { Grammar } from './grammar.ts'
 import { type KvDType, kvDtypes } from './kv-cache.ts'
 import { numberOption, positiveInteger, type SamplingOptions } from './sampler.ts'
 
@@ -49,6 +50,12 @@ export interface GenerateOptions extends SamplingOptions {
   readonly stop?: string | readonly string[] | undefined
   /** Tokens that end the answer. Default: the model's end-of-text and end-of-turn tokens. */
   readonly stopTokens?: readonly number[] | undefined
+  /** What the answer must look like, from `gemma.compileGrammar`. Tokens that it does not allow are never drawn. */
+  readonly grammar?: Grammar | undefined
+  /**
+   * Whose turn it is where several wait or memory is short: lower numbers go first, equal ones in the order they came. Default 0.
+   */
+  readonly priority?: number | undefined
   /** Ends the generation with finish reason `abort`, within one step. */
   readonly signal?: AbortSignal | undefined
   /** Whether turn and image markers in given text are more than text. Default false: nobody can pose as somebody else. */
@@ -59,6 +66,14 @@ export interface GenerateOptions extends SamplingOptions {
 export interface LogitsOptions {
   /** How many positions, counted from the end. Default: all. */
   readonly rows?: number | undefined
+  readonly signal?: AbortSignal | undefined
+  readonly allowMarkers?: boolean | undefined
+}
+
+/** Options of `gemma.score`. */
+export interface ScoreOptions {
+  /** How many of the most probable tokens are given with each, 0 to 64. Default 0. */
+  readonly top?: number | undefined
   readonly signal?: AbortSignal | undefined
   readonly allowMarkers?: boolean | undefined
 }

@@ -28,10 +28,10 @@ export interface SchedulerOptions {
  * Continuous batching (Yu et al. 2022, "Orca", OSDI) with chunked prefill (Agrawal et al. 2023, "Sarathi", arXiv:2308.16369) over a
  * paged cache (Kwon et al. 2023, "vLLM", arXiv:2309.06180).
  *
- * Sequences are admitted in the order they came, when there is room for all tokens they have. Every step takes one token of each
- * decoding sequence; prompts share what is left of the step's budget in equal parts, so that a long one does not hold up a
- * short one. When pages run out the youngest running sequence is put back to the head of the queue, to be recomputed: running
- * sequences are always older than waiting ones, and the oldest one always advances.
+ * Sequences are admitted by rank (priority, then the order they came), when there is room for all tokens they have. Every step takes one
+ * token of each decoding sequence; prompts share what is left of the step's budget in equal parts, so that a long one does not
+ * hold up a short one. When pages run out the running sequence of the last rank is put back to the queue, to be recomputed: the
+ * first one always advances. A sequence that outranks running ones takes nothing from them until it runs; then it may take their pages.
  */
 export class Scheduler {
   readonly #pages: KvPages
@@ -40,6 +40,7 @@ export class Scheduler {
   readonly #running: Sequence[] = []
   readonly #onPreempt: (sequence: Sequence) => void
   #preemptions = 0
+  #arrivals = 0
 
   /** @param onPreempt Told of sequences that are put back. */
   constructor(pages: KvPages, options: SchedulerOptions, onPreempt: (sequence: Sequence) => void = () => {}) {
@@ -48,7 +49,7 @@ export class Scheduler {
     this.#onPreempt = onPreempt
   }
 
-  /** Sequences that hold pages, oldest first. */
+  /** Sequences that hold pages, by rank. */
   get running(): readonly Sequence[] {
     return this.#running
   }
@@ -72,7 +73,8 @@ export class Scheduler {
         `engine: expected at most ${maxQueue} waiting requests, got one more: try again later`,
       )
     }
-    this.#waiting.push(sequence)
+    sequence.arrival = this.#arrivals++
+    insert(this.#waiting, sequence)
   }
 
   /** Takes a sequence out, wherever it is. What it has computed is offered to later ones. */
@@ -112,9 +114,9 @@ export class Scheduler {
   /** Pages for somebody else (scoring), putting back running sequences if need be. */
   makeRoom(reserve: () => boolean): void {
     while (!reserve()) {
-      const youngest = this.#running.at(-1)
-      if (!youngest) throw new LapidaryError('ERR_INTERNAL', 'scheduler: the cache has no room for one sequence')
-      this.#preempt(youngest)
+      const last = this.#running.at(-1)
+      if (!last) throw new LapidaryError('ERR_INTERNAL', 'scheduler: the cache has no room for one sequence')
+      this.#preempt(last)
     }
   }
 
@@ -135,7 +137,7 @@ export class Scheduler {
         sequence.admittedAt = performance.now()
         sequence.cachedTokens = held
       }
-      this.#running.push(sequence)
+      insert(this.#running, sequence)
     }
   }
 
@@ -150,7 +152,7 @@ export class Scheduler {
     // However many decode, prompts advance.
     let budget = Math.max(this.#pages.pageTokens, this.#options.stepTokens - shares.size)
     const scarce = budget < prompts.length * this.#pages.pageTokens
-    // Whoever needs less than an equal part leaves the rest to the others. Where there is not a page for each, the oldest go first.
+    // Whoever needs less than an equal part leaves the rest to the others. Where there is not a page for each, the first go first.
     if (!scarce) prompts.sort((a, b) => a.pending - b.pending)
     prompts.forEach((sequence, index) => {
       const share = scarce ? Math.min(budget, this.#pages.pageTokens) : Math.ceil(budget / (prompts.length - index))
@@ -168,12 +170,12 @@ export class Scheduler {
     return Math.max(0, Math.floor((computed + share) / pageTokens) * pageTokens - computed)
   }
 
-  /** Pages for the next tokens of a sequence, at the expense of younger ones. False if it had to be put back itself. */
+  /** Pages for the next tokens of a sequence, at the expense of those after it. False if it had to be put back itself. */
   #reserve(sequence: Sequence, count: number): boolean {
     while (!sequence.pages?.reserve(sequence.computed, count)) {
-      const youngest = this.#running.at(-1) as Sequence
-      this.#preempt(youngest)
-      if (youngest === sequence) return false
+      const last = this.#running.at(-1) as Sequence
+      this.#preempt(last)
+      if (last === sequence) return false
     }
     return true
   }
@@ -183,7 +185,7 @@ export class Scheduler {
     this.#running.splice(this.#running.indexOf(sequence), 1)
     this.#letGo(sequence)
     this.#onPreempt(sequence)
-    this.#waiting.unshift(sequence)
+    insert(this.#waiting, sequence)
   }
 
   #letGo(sequence: Sequence): void {
@@ -192,4 +194,15 @@ export class Scheduler {
     sequence.pages = undefined
     sequence.computed = 0
   }
+}
+
+/** Puts a sequence where its rank is: by priority, then by arrival. Mostly at the end. */
+function insert(sequences: Sequence[], sequence: Sequence): void {
+  let at = sequences.length
+  while (at > 0 && comesBefore(sequence, sequences[at - 1] as Sequence)) at--
+  sequences.splice(at, 0, sequence)
+}
+
+function comesBefore(a: Sequence, b: Sequence): boolean {
+  return a.priority < b.priority || (a.priority === b.priority && a.arrival < b.arrival)
 }

@@ -5,7 +5,7 @@
 import { LapidaryError } from '../errors.ts'
 import type { SideJob } from './engine.ts'
 import type { KvPages, SequencePages } from './kv-pages.ts'
-import type { ScoreKind, StepRunner } from './step-runner.ts'
+import type { ScoreKind, Scores, StepRunner } from './step-runner.ts'
 
 /** Tokens seen at once, from position 0. */
 export interface ScoreWindow {
@@ -45,7 +45,8 @@ export class ScoreJob implements SideJob {
   readonly #kind: ScoreKind
   readonly #windows: readonly ScoreWindow[]
   readonly #chunk: number
-  readonly #take: (scores: Float32Array, computed: number) => void
+  readonly #top: number
+  readonly #take: (scores: Scores, computed: number) => void
   readonly #signal: AbortSignal | undefined
   #settle: { resolve: () => void; reject: (error: unknown) => void } = { resolve: () => {}, reject: () => {} }
   #window = 0
@@ -58,7 +59,9 @@ export class ScoreJob implements SideJob {
     windows: readonly ScoreWindow[],
     options: {
       readonly chunk: number
-      readonly take: (scores: Float32Array, computed: number) => void
+      /** With log probabilities: how many of the most probable tokens of each row. */
+      readonly top?: number
+      readonly take: (scores: Scores, computed: number) => void
       readonly signal: AbortSignal | undefined
     },
   ) {
@@ -67,6 +70,7 @@ export class ScoreJob implements SideJob {
     this.#kind = kind
     this.#windows = windows
     this.#chunk = options.chunk
+    this.#top = options.top ?? 0
     this.#take = options.take
     this.#signal = options.signal
     this.done = new Promise((resolve, reject) => {
@@ -99,6 +103,7 @@ export class ScoreJob implements SideJob {
       this.#kind,
       rows,
       this.#kind === 'logprobs' ? tokens.subarray(end - rows + 1, end + 1) : undefined,
+      this.#top,
     )
     this.#take(scores, count)
     this.#computed = end

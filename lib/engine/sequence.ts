@@ -2,6 +2,7 @@
  * A sequence: one prompt and the tokens generated after it, as the engine sees them.
  * @module
  */
+import type { TokenConstraint } from './grammar.ts'
 import type { SequencePages } from './kv-pages.ts'
 import type { SamplingSettings } from './sampler.ts'
 
@@ -28,6 +29,10 @@ export interface SequenceRequest {
   readonly sampling: SamplingSettings
   /** Tokens that end the sequence and are no part of it. */
   readonly stopTokens: ReadonlySet<number>
+  /** Says which tokens may come next. Disposed at the end of the sequence. */
+  readonly constraint?: TokenConstraint | undefined
+  /** Lower goes first. Default 0. */
+  readonly priority?: number
   /** Given each token that is part of the sequence, in order. Returns true to end it; throws to fail it. */
   readonly onToken: (id: number, logprobs: TokenLogprobs | undefined) => boolean
   /** Called once, at the end. Exactly one of them. */
@@ -39,6 +44,9 @@ export interface SequenceRequest {
 export class Sequence {
   readonly request: SequenceRequest
   readonly promptLength: number
+  /** Lower goes first; of equals the one that arrived first. */
+  readonly priority: number
+  arrival = 0
   pages: SequencePages | undefined
   /** Tokens whose keys and values are in the cache. */
   computed = 0
@@ -56,6 +64,7 @@ export class Sequence {
   constructor(request: SequenceRequest) {
     this.request = request
     this.promptLength = request.prompt.length
+    this.priority = request.priority ?? 0
     this.#length = this.promptLength
     this.#tokens = Int32Array.from(request.prompt)
   }

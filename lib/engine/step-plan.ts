@@ -19,6 +19,8 @@ export interface StepShape {
   /** Widths of the page tables; local 0: there are no local layers. */
   readonly globalWidth: number
   readonly localWidth: number
+  /** Words of a row's mask of tokens; 0: all tokens are allowed. */
+  readonly maskWords: number
 }
 
 /** Part of a sequence in a step. */
@@ -73,6 +75,7 @@ const sections = [
   'state',
   'targets',
   'adjustRows',
+  'mask',
 ] as const
 type Section = (typeof sections)[number]
 
@@ -94,7 +97,7 @@ export class StepPlan {
 
   constructor(shape: StepShape) {
     this.shape = shape
-    const { tokens, sequences, rows, globalWidth, localWidth } = shape
+    const { tokens, sequences, rows, globalWidth, localWidth, maskWords } = shape
     const sizes: Record<Section, number> = {
       ids: tokens,
       positions: tokens,
@@ -108,6 +111,7 @@ export class StepPlan {
       state: rows * 2,
       targets: rows,
       adjustRows: rows,
+      mask: rows * maskWords,
     }
     let end = 0
     const starts: Partial<Record<Section, number>> = {}
@@ -158,6 +162,14 @@ export class StepPlan {
     this.integers[this.#start[section] + index] = value
   }
 
+  /** The tokens that row `row` may give; undefined: all. Nothing happens where the shape has no masks. */
+  setMask(row: number, mask: Int32Array | undefined): void {
+    const { maskWords } = this.shape
+    const start = this.#start.mask + row * maskWords
+    if (mask && maskWords > 0) this.integers.set(mask, start)
+    else this.integers.fill(-1, start, start + maskWords)
+  }
+
   /** How row `row` is sampled. */
   setSampling(row: number, settings: RowSettings): void {
     const { floats } = this
@@ -174,7 +186,7 @@ export class StepPlan {
 
   /** The tensors that a captured step reads, as views of its inputs. */
   tensors(plan: Tensor, settings: Tensor): StepTensors {
-    const { tokens, sequences, rows, allRows, globalWidth, localWidth } = this.shape
+    const { tokens, sequences, rows, allRows, globalWidth, localWidth, maskWords } = this.shape
     const take = (section: Section, ...shape: number[]): Tensor => {
       const start = this.#start[section]
       const size = shape.reduce((product, dim) => product * dim, 1)
@@ -197,6 +209,7 @@ export class StepPlan {
       state: take('state', rows, 2),
       targets: take('targets', rows),
       adjustRows: take('adjustRows', rows),
+      mask: maskWords === 0 ? undefined : take('mask', rows, maskWords),
       sampling: settings.slice(0, rows * samplingColumns).reshape([rows, samplingColumns]),
       penalties: settings
         .slice(rows * samplingColumns, rows * (samplingColumns + penaltyColumns))
@@ -213,6 +226,8 @@ export interface StepTensors {
   readonly targets: Tensor
   /** i32 [rows]: the rows of counts and bias. */
   readonly adjustRows: Tensor
+  /** i32 [rows, maskWords]: a bit per token that may be sampled. */
+  readonly mask: Tensor | undefined
   /** f32 [rows, 4] and [rows, 3]. */
   readonly sampling: Tensor
   readonly penalties: Tensor

@@ -42,12 +42,25 @@ interface StepVariant {
   readonly greedy: boolean
   readonly penalties: boolean
   readonly bias: boolean
+  /** Some row may not give all tokens. */
+  readonly masked: boolean
   /** −1: no log probabilities; else how many alternatives. */
   readonly top: number
 }
 
 /** Scores instead of sampling: log probabilities of given tokens, or the logits themselves. */
 export type ScoreKind = 'logprobs' | 'logits'
+
+/** What scoring gives, row by row. */
+export interface Scores {
+  /** Log probabilities [rows], or logits [rows · vocabulary]. */
+  readonly values: Float32Array
+  /** The number of alternatives of each row: what was asked for, or somewhat more. */
+  readonly top: number
+  /** The most probable tokens and their log probabilities [rows · top]. */
+  readonly topIds: Int32Array
+  readonly topValues: Float32Array
+}
 
 interface Captured {
   readonly plan: StepPlan
@@ -98,8 +111,8 @@ export class StepRunner implements StepExecutor, Disposable {
     const decodes = sampled.length === entries.length && entries.every((entry) => entry.count === 1)
     const tokens = padded(entries.reduce((sum, entry) => sum + entry.count, 0))
     const shape = decodes
-      ? this.#shape(tokens, tokens, tokens, true)
-      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false)
+      ? this.#shape(tokens, tokens, tokens, true, variant.masked)
+      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false, variant.masked)
     // Made outside the capture, which would take them for intermediates.
     const { counts, bias } = this.#adjust.tensors(variant.penalties, variant.bias)
     const key = `${variant.greedy} ${variant.penalties} ${variant.bias} ${variant.top}`
@@ -115,7 +128,7 @@ export class StepRunner implements StepExecutor, Disposable {
   /**
    * Computes tokens [start, start + count) of one sequence, and scores the last `rows` of them.
    * @param targets With `logprobs`: the token after each of these rows.
-   * @returns The natural log probabilities [rows], or the logits [rows · vocabulary].
+   * @param wantedTop With `logprobs`: how many of the most probable tokens.
    */
   async score(
     tokens: Int32Array,
@@ -123,16 +136,20 @@ export class StepRunner implements StepExecutor, Disposable {
     kind: ScoreKind,
     rows: number,
     targets?: Int32Array,
-  ): Promise<Float32Array> {
+    wantedTop = 0,
+  ): Promise<Scores> {
     const { vocabularySize } = this.#model.config
+    const top = kind === 'logits' ? 0 : topSize(wantedTop, vocabularySize)
     const size = padded(part.count)
     const allRows = rows === part.count
     const shape = this.#shape(size, padded(countSpans([part])), allRows ? size : padded(rows), allRows)
     const block = Math.max(1, Math.floor(this.#scoreBlock / vocabularySize))
-    const { plan, program } = this.#captured(shape, kind, ({ targets: wanted }, hidden) =>
+    const { plan, program } = this.#captured(shape, `${kind} ${top}`, ({ targets: wanted }, hidden) =>
       blocks(shape.rows, block, (start, end) => {
         const scores = logits(this.#model, hidden.slice(start, end))
-        return kind === 'logits' ? scores : logProbs(scores, wanted.slice(start, end), { top: 0 }).chosen
+        if (kind === 'logits') return [scores]
+        const { chosen, ids, values } = logProbs(scores, wanted.slice(start, end), { top })
+        return top === 0 ? [chosen] : [chosen, ids, values]
       }),
     )
     plan.fill([part], (_, index) => tokens[index] as number)
@@ -140,16 +157,23 @@ export class StepRunner implements StepExecutor, Disposable {
       plan.set('rows', row, Math.min(part.count - rows + row, part.count - 1))
       plan.set('targets', row, targets?.[row] ?? 0)
     }
-    const outputs = (await program.execute(plan.integers, plan.floats)) as Float32Array[]
-    const width = kind === 'logits' ? vocabularySize : 1
-    const result = new Float32Array(rows * width)
-    let at = 0
-    for (const output of outputs) {
-      const wanted = Math.min(output.length, result.length - at)
-      result.set(output.subarray(0, wanted), at)
-      at += wanted
+    const outputs = await program.execute(plan.integers, plan.floats)
+    const parts = top === 0 ? 1 : 3
+    const take = <T extends Int32Array | Float32Array>(into: T, which: number): T => {
+      let at = 0
+      for (let index = which; index < outputs.length; index += parts) {
+        const output = outputs[index] as unknown as T
+        into.set(output.subarray(0, into.length - at), at)
+        at += Math.min(output.length, into.length - at)
+      }
+      return into
     }
-    return result
+    return {
+      values: take(new Float32Array(rows * (kind === 'logits' ? vocabularySize : 1)), 0),
+      top,
+      topIds: take(new Int32Array(rows * top), 1),
+      topValues: take(new Float32Array(rows * top), 2),
+    }
   }
 
   forget(sequence: Sequence): void {
@@ -186,9 +210,10 @@ export class StepRunner implements StepExecutor, Disposable {
     this.dispose()
   }
 
-  #shape(tokens: number, sequences: number, rows: number, allRows: boolean): StepShape {
+  #shape(tokens: number, sequences: number, rows: number, allRows: boolean, masked = false): StepShape {
     const { global, local } = this.#cache.pages.widths
-    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local }
+    const maskWords = masked ? Math.ceil(this.#model.config.vocabularySize / 32) : 0
+    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local, maskWords }
   }
 
   /** The program of a shape and variant: the one at hand, or a new one in place of the least recently used. */
@@ -197,7 +222,7 @@ export class StepRunner implements StepExecutor, Disposable {
     variant: string,
     finish: (tensors: StepTensors, hidden: Tensor) => readonly Tensor[],
   ): Captured {
-    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${variant}`
+    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${shape.maskWords} ${variant}`
     let captured = this.#programs.get(key)
     if (captured) {
       this.#programs.delete(key)
@@ -250,8 +275,8 @@ export class StepRunner implements StepExecutor, Disposable {
     bias: Tensor | undefined,
   ): readonly Tensor[] {
     const scores = logits(this.#model, hidden)
-    const { adjustRows: rows, penalties: settings } = tensors
-    const adjusted = counts || bias ? adjustLogits(scores, { counts, bias, rows, settings }) : scores
+    const { adjustRows: rows, penalties: settings, mask } = tensors
+    const adjusted = counts || bias || mask ? adjustLogits(scores, { counts, bias, mask, rows, settings }) : scores
     const tokens = variant.greedy ? argmax(adjusted) : sample(adjusted, tensors.state, { settings: tensors.sampling })
     if (counts) countTokens(tokens, counts, rows)
     if (variant.top < 0) return [tokens]
@@ -272,11 +297,13 @@ export class StepRunner implements StepExecutor, Disposable {
       plan.set('state', row * 2 + 1, sequence.generated)
       const adjusts = variant.penalties || variant.bias
       plan.set('adjustRows', row, adjusts ? this.#stream.use(() => this.#adjust.rowOf(sequence)) : -1)
+      plan.setMask(row, sequence.request.constraint?.mask)
       plan.setSampling(row++, sampling)
     }
     for (; row < rows; row++) {
       plan.set('rows', row, 0)
       plan.set('adjustRows', row, -1)
+      plan.setMask(row, undefined)
       plan.setSampling(row, neutral)
     }
   }
@@ -302,20 +329,31 @@ function variantOf(sequences: readonly Sequence[], vocabularySize: number): Step
   let greedy = true
   let penalties = false
   let bias = false
+  let masked = false
   for (const { request } of sequences) {
     const { sampling } = request
     greedy &&= sampling.temperature === 0
     penalties ||= hasPenalties(sampling)
     bias ||= sampling.bias.size > 0
+    masked ||= request.constraint !== undefined
     top = Math.max(top, sampling.logprobs ?? -1)
   }
-  if (top >= 0) top = Math.min(topSizes.find((size) => size >= top) ?? top, vocabularySize)
-  return { greedy, penalties, bias, top }
+  if (top >= 0) top = topSize(top, vocabularySize)
+  return { greedy, penalties, bias, masked, top }
 }
 
-function blocks(rows: number, block: number, body: (start: number, end: number) => Tensor): readonly Tensor[] {
+/** The size among a few that holds so many alternatives. */
+function topSize(top: number, vocabularySize: number): number {
+  return Math.min(topSizes.find((size) => size >= top) ?? top, vocabularySize)
+}
+
+function blocks(
+  rows: number,
+  block: number,
+  body: (start: number, end: number) => readonly Tensor[],
+): readonly Tensor[] {
   const count = Math.ceil(rows / block)
-  return Array.from({ length: count }, (_, index) => body(index * block, Math.min(rows, (index + 1) * block)))
+  return Array.from({ length: count }, (_, index) => body(index * block, Math.min(rows, (index + 1) * block))).flat()
 }
 
 function stepResult(

@@ -69,7 +69,7 @@ export function sample(logits: Tensor, state: Tensor, options: SampleOptions = {
 }
 
 export const adjustLogitsOp: Op = defineOp('adjust_logits', {
-  inputs: ['logits', 'rows', 'settings', 'counts?', 'bias?'],
+  inputs: ['logits', 'rows', 'settings', 'counts?', 'bias?', 'mask?'],
   attributes: [],
   outputs: ['out'],
 })
@@ -83,14 +83,20 @@ export interface AdjustLogitsOptions {
   readonly counts?: Tensor | undefined
   /** f32 [sequences, vocabulary], added last. −Infinity forbids a token. */
   readonly bias?: Tensor | undefined
+  /**
+   * i32 [rows, ⌈vocabulary / 32⌉]: the tokens that each row of logits may give, bit id mod 32 of word id / 32, whatever its row number.
+   * The others become −Infinity. Default: all.
+   */
+  readonly mask?: Tensor | undefined
 }
 
 /**
- * Penalties for tokens that have occurred, and a bias, per sequence:
+ * Penalties for tokens that have occurred, a bias, and a mask of what a grammar allows, per sequence:
  *
  *     x = x > 0 ? x / repetition : x · repetition      of tokens in the prompt or generated
  *     x = x − frequency · count − presence             of generated tokens
  *     x = x + bias
+ *     x = −Infinity                                    of tokens that mask does not allow
  *
  * The repetition penalty is that of Keskar et al. 2019 (arXiv 1909.05858) as Hugging Face transformers has it, the other two are
  * as OpenAI documents them for its API. Each step is rounded to f32.
@@ -105,8 +111,8 @@ export interface AdjustLogitsOptions {
  * countTokens(tokens, counts, rows)
  */
 export function adjustLogits(logits: Tensor, options: AdjustLogitsOptions): Tensor {
-  const { rows, settings, counts, bias } = options
-  return adjustLogitsOp.one([logits, rows, settings, counts, bias], [])
+  const { rows, settings, counts, bias, mask } = options
+  return adjustLogitsOp.one([logits, rows, settings, counts, bias, mask], [])
 }
 
 export const countTokensOp: Op = defineOp('count_tokens', {

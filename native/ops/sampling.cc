@@ -84,7 +84,8 @@ Status plan_sample(PlanContext& context) {
 
 // ── adjust_logits ────────────────────────────────────────────────────────────────────────────────────────────────────
 using Adjust = AdjustLogitsInput;
-const InputSpec kAdjustInputs[] = {{"logits"}, {"rows"}, {"settings"}, {"counts", true}, {"bias", true}};
+const InputSpec kAdjustInputs[] = {{"logits"},       {"rows"},       {"settings"},
+                                   {"counts", true}, {"bias", true}, {"mask", true}};
 static_assert(sizeof kAdjustInputs / sizeof kAdjustInputs[0] == Adjust::kCount);
 const char* const kAdjustOutputs[] = {"out"};
 
@@ -120,6 +121,12 @@ Status plan_adjust_logits(PlanContext& context) {
     if (counts.present())
       LAPIDARY_RETURN_IF_ERROR(expect_dim(context, Adjust::bias, 0, counts.dims[0], "rows of counts"));
   }
+  if (context.call.in[Adjust::mask].present()) {
+    LAPIDARY_RETURN_IF_ERROR(expect_sequences(context, Adjust::mask, DType::i32));
+    LAPIDARY_RETURN_IF_ERROR(expect_dim(context, Adjust::mask, 0, logits.dims[0], "rows of logits"));
+    LAPIDARY_RETURN_IF_ERROR(
+        expect_dim(context, Adjust::mask, 1, (logits.dims[1] + 31) / 32, "a bit per token of the vocabulary"));
+  }
   set_output_like(context, 0, DType::f32, logits);
   return {};
 }
@@ -127,7 +134,8 @@ Status plan_adjust_logits(PlanContext& context) {
 Cost cost_adjust_logits(const Call& call) {
   const double elements = double(element_count(call.out[0]));
   const int tables = int(call.in[Adjust::counts].present()) + int(call.in[Adjust::bias].present());
-  return {elements * (info(call.in[0].dtype).block_bytes + 4 * tables + 4), elements * (1 + 6 * tables)};
+  const double mask_bytes = call.in[Adjust::mask].present() ? 1.0 / 8 : 0;
+  return {elements * (info(call.in[0].dtype).block_bytes + 4 * tables + mask_bytes + 4), elements * (1 + 6 * tables)};
 }
 
 // ── count_tokens ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -43,17 +43,20 @@
 //   counts    i32 [sequences, vocabulary]: bits 0 to 29 how often the token was generated, bit 30 that it is part of the
 //             prompt. A negative count is taken for 0
 //   bias      f32 [sequences, vocabulary]; −∞ forbids a token
+//   mask      i32 [rows, ⌈vocabulary / 32⌉]: the tokens that each row of logits may give, bit id mod 32 of word id / 32; of
+//             rows numbered −1 too. Bits past the vocabulary do not count
 //
 //   With n = generated times, in f32, each step rounded to f32:
 //     1. x = x > 0 ? x / repetition : x · repetition      of tokens that were generated or are part of the prompt
 //     2. x = x − frequency · n,  then  x − presence       of tokens that were generated
 //     3. x = x + bias
+//     4. x = −∞                                           of tokens whose bit of mask is 0
 //   1 is Hugging Face transformers' RepetitionPenaltyLogitsProcessor (Keskar et al. 2019, arXiv 1909.05858), 2 is what
 //   OpenAI documents for its API. Penalties of 1, 0, 0 change nothing, and counts are then not read.
 //
 //   A row number outside counts or bias is ERR_INDEX_OUT_OF_RANGE, a repetition penalty that is not above 0 and finite,
-//   or another that is not finite, ERR_INVALID_ARGUMENT: the row is then copied. Rows of logits, counts and bias may be
-//   strided.
+//   or another that is not finite, ERR_INVALID_ARGUMENT: the row is then copied, and masked. Rows of logits, counts, bias
+//   and mask may be strided.
 //
 // count_tokens    counts[rows[r]][tokens[r]] += 1, in order of r; no output
 //
@@ -97,7 +100,7 @@ struct SampleParams {
 };
 
 struct AdjustLogitsInput {
-  enum Index { logits, rows, settings, counts, bias, kCount };
+  enum Index { logits, rows, settings, counts, bias, mask, kCount };
 };
 
 // A row of `settings`.

@@ -111,6 +111,35 @@ test('the queue is bounded, and what is in it is answered', async () => {
   expect((await host.submit({ prompt: [5], maxTokens: 1 }).answer).ids).toEqual(continuation([5], 1, 10))
 })
 
+test('lower priorities are admitted first, equal ones in the order they came', async () => {
+  const host = fakeEngine({ maxSequences: 1 })
+  const order: number[] = []
+  const priorities = [5, 5, -1, 0, 5, 0, -1]
+  const answers = priorities.map((priority, token) => {
+    const { answer } = host.submit({ prompt: [token], maxTokens: 2, priority })
+    void answer.then(() => order.push(token))
+    return answer
+  })
+  const given = await Promise.all(answers)
+  expect(order).toEqual([2, 6, 3, 5, 0, 1, 4])
+  expect(given.map(({ ids }) => ids)).toEqual(priorities.map((_, token) => continuation([token], 2, 10)))
+})
+
+test('where pages are short the last rank is put back, also if it came first', async () => {
+  const host = fakeEngine({ contextLength: 40, maxSequences: 2, globalPages: 12, localPages: 20, prefixCache: false })
+  const low = host.submit({ prompt: [1, 2, 3], maxTokens: 30, priority: 1 })
+  const high = host.submit({ prompt: [4, 5, 6], maxTokens: 30 })
+  const order: string[] = []
+  void low.answer.then(() => order.push('low'))
+  void high.answer.then(() => order.push('high'))
+  const [first, second] = await Promise.all([low.answer, high.answer])
+  expect(host.engine.info().preemptions).toBeGreaterThan(0)
+  expect(order).toEqual(['high', 'low'])
+  expect(first.ids).toEqual(continuation([1, 2, 3], 30, 10))
+  expect(second.ids).toEqual(continuation([4, 5, 6], 30, 10))
+  expect(heldPages(host.pages)).toEqual({ global: 0, local: 0 })
+})
+
 test('a sequence ends at a stop token, at maxTokens, at the end of the context, or when told', async () => {
   const host = fakeEngine({ contextLength: 20 })
   const prompt = [1, 2, 3]

@@ -115,6 +115,7 @@ export interface FakeRequest {
   readonly prompt: readonly number[]
   readonly maxTokens?: number
   readonly stopTokens?: readonly number[]
+  readonly priority?: number
   readonly onToken?: (id: number) => boolean
 }
 
@@ -157,7 +158,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     engine,
     model,
     pages,
-    submit({ prompt, maxTokens = Number.POSITIVE_INFINITY, stopTokens = [], onToken }) {
+    submit({ prompt, maxTokens = Number.POSITIVE_INFINITY, stopTokens = [], priority = 0, onToken }) {
       const ids: number[] = []
       let sequence: Sequence | undefined
       const answer = new Promise<FakeAnswer>((resolve, reject) => {
@@ -166,6 +167,7 @@ export function fakeEngine(options: FakeOptions = {}): {
           maxTokens,
           sampling: resolveSampling({ temperature: 0 }, { temperature: 0, topK: 0, topP: 1, minP: 0 }, vocabulary),
           stopTokens: new Set(stopTokens),
+          priority,
           onToken: (id) => {
             ids.push(id)
             return onToken?.(id) ?? false

@@ -3,6 +3,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { Gemma, GenerateOptions } from '../../lib/engine/gemma.ts'
 import { openDevice, presentIsas } from '../support/devices.ts'
+import { rejectsCode } from '../support/errors.ts'
 import { Random } from '../support/random.ts'
 import { evalText, expected, loadBundled, loadExact, logSoftmax, outcome, plain } from './models.ts'
 
@@ -60,6 +61,26 @@ describe('float32, the weights as stored', () => {
     const mean = -sums.reduce((a, b) => a + b, 0) / sums.length
     // The logits are the same bits: what differs is the f32 logarithm, 2⁻²⁴ of about 20.
     expect(Math.abs(nll - mean)).not.toBeGreaterThan(2e-6)
+  })
+
+  test('score gives the log probability of every token, and the most probable ones beside it', async () => {
+    // Longer than a step.
+    const ids = gemma.tokenize(prose(9000, 3500), { bos: true }).slice(0, 700)
+    const scores = await gemma.score(ids, { top: 7 })
+    expect(scores.map(({ id }) => id)).toEqual([...ids.subarray(1)])
+    const { data, vocabulary } = await gemma.logits(ids)
+    let worst = 0
+    for (const [row, { id, logprob, top }] of scores.entries()) {
+      const exact = logSoftmax(data.subarray(row * vocabulary, (row + 1) * vocabulary))
+      const best = [...exact.keys()].sort((a, b) => exact[b]! - exact[a]! || a - b).slice(0, 7)
+      expect(top.map((other) => other.id)).toEqual(best)
+      worst = Math.max(worst, Math.abs(exact[id]! - logprob), ...top.map((t) => Math.abs(exact[t.id]! - t.logprob)))
+    }
+    // The f32 logarithm and difference of numbers below 32.
+    expect(worst).not.toBeGreaterThan(2e-6)
+    expect(await gemma.score(ids.subarray(0, 1))).toEqual([])
+    expect((await gemma.score(ids.subarray(0, 9)))[3]?.top).toEqual([])
+    await rejectsCode(gemma.score(ids, { top: 65 }), 'ERR_INVALID_ARGUMENT', /top/)
   })
 
   test('every generated token has the largest logit of the prompt so far', async () => {

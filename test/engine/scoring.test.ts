@@ -25,11 +25,11 @@ test('blocks of rows give what all rows at once give', async () => {
     expect(pages.reserve(0, 74)).toBe(true)
     const part = { pages, start: 0, count: 74, promptLength: 74 }
     results.push([
-      await runner.score(tokens, part, 'logits', 74),
-      await runner.score(tokens, part, 'logits', 31),
-      await runner.score(tokens, part, 'logprobs', 74, tokens.subarray(1)),
-      await runner.score(tokens, part, 'logprobs', 9, tokens.subarray(66)),
-      await runner.score(tokens, part, 'logprobs', 0, tokens.subarray(75)),
+      (await runner.score(tokens, part, 'logits', 74)).values,
+      (await runner.score(tokens, part, 'logits', 31)).values,
+      (await runner.score(tokens, part, 'logprobs', 74, tokens.subarray(1))).values,
+      (await runner.score(tokens, part, 'logprobs', 9, tokens.subarray(66))).values,
+      (await runner.score(tokens, part, 'logprobs', 0, tokens.subarray(75))).values,
     ])
   }
   const [all, tail, logProbs, lastLogProbs, none] = results[0]!

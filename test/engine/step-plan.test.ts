@@ -38,7 +38,7 @@ test('a plan of two sequences, number by number', () => {
   second.reserve(0, 2)
   second.reserve(2, 1)
   const { global: globalWidth, local: localWidth } = book.widths
-  const shape = { tokens: 9, sequences: 5, rows: 2, allRows: false, globalWidth, localWidth }
+  const shape = { tokens: 9, sequences: 5, rows: 2, allRows: false, globalWidth, localWidth, maskWords: 3 }
   const plan = new StepPlan(shape)
   plan.integers.fill(777)
   plan.fill(

@@ -21,6 +21,7 @@ interface AdjustCase {
   readonly without?: readonly ('counts' | 'bias')[]
   /** Some rows have no sequence. */
   readonly loose?: boolean
+  readonly masked?: boolean
 }
 
 const adjustCases: AdjustCase[] = [
@@ -48,7 +49,18 @@ const adjustCases: AdjustCase[] = [
     sequences: 2,
     kind,
   })),
-  { name: 'Gemma 3', rows: 2, vocabulary: 262_144, sequences: 3 },
+  ...[1, 31, 32, 33, 4095, 4096, 4097].map((vocabulary) => ({
+    name: `mask of ${vocabulary}`,
+    rows: 3,
+    vocabulary,
+    sequences: 2,
+    loose: true,
+    masked: true,
+    ...(vocabulary % 2 && { dtype: 'bf16' as const }),
+  })),
+  { name: 'mask alone', rows: 4, vocabulary: 500, sequences: 3, without: ['counts', 'bias'], masked: true },
+  { name: 'mask, strided, NaN', rows: 4, vocabulary: 777, sequences: 3, margin: 5, kind: 'nan', masked: true },
+  { name: 'Gemma 3', rows: 2, vocabulary: 262_144, sequences: 3, masked: true },
 ]
 
 interface AdjustInputs extends Record<string, HostTensor | undefined> {
@@ -57,7 +69,11 @@ interface AdjustInputs extends Record<string, HostTensor | undefined> {
   readonly settings: HostTensor
   readonly counts: HostTensor | undefined
   readonly bias: HostTensor | undefined
+  readonly mask: HostTensor | undefined
 }
+
+/** A word of a mask: all, none, or some of 32 tokens. */
+const word = (random: Random) => random.pick([0, -1, random.integer(-(2 ** 31), 2 ** 31)])
 
 const count = (random: Random) =>
   random.pick([0, 0, 0, 1, 2, 17, 2 ** 24 + 1, generatedMask]) + random.pick([0, 0, promptBit])
@@ -80,15 +96,18 @@ opSuite<AdjustCase, AdjustInputs>('adjustLogits', {
       bias: c.without?.includes('bias')
         ? undefined
         : random.tensor('f32', table, () => (random.fraction() < 0.1 ? Number.NEGATIVE_INFINITY : random.gaussian())),
+      // One word more than there is: rows are strided.
+      mask: c.masked ? random.tensor('i32', [c.rows, Math.ceil(c.vocabulary / 32) + 1], () => word(random)) : undefined,
     }
   },
-  run: (c, { logits, rows, settings, counts, bias }) => {
+  run: (c, { logits, rows, settings, counts, bias, mask }) => {
     const inMargins = (tensor: Tensor) => tensor.slice(c.margin ?? 0, (c.margin ?? 0) + c.vocabulary, 1)
     return adjustLogits(inMargins(logits), {
       rows,
       settings,
       counts: counts && inMargins(counts),
       bias: bias && inMargins(bias),
+      mask: mask?.slice(0, Math.ceil(c.vocabulary / 32), 1),
     })
   },
   reference: (c, h) => {
@@ -108,7 +127,9 @@ opSuite<AdjustCase, AdjustInputs>('adjustLogits', {
           if (times > 0) x = Math.fround(x - presence!)
           if (h.bias) x = Math.fround(x + h.bias.values[sequence * columns + at]!)
         }
-        exact[row * c.vocabulary + id] = x
+        const words = Math.ceil(c.vocabulary / 32) + 1
+        const bits = h.mask?.values[row * words + Math.floor(id / 32)] ?? -1
+        exact[row * c.vocabulary + id] = Math.floor(bits / 2 ** (id % 32)) % 2 === 0 ? Number.NEGATIVE_INFINITY : x
       }
     }
     return [{ exact }]
@@ -179,6 +200,9 @@ describe('adjustLogits', () => {
     throwsCode(adjust({ counts: zeros([2, 10]) }), 'ERR_DTYPE_UNSUPPORTED', /counts/)
     throwsCode(adjust({ bias: zeros([10]) }), 'ERR_SHAPE_MISMATCH', /bias/)
     throwsCode(adjust({ bias: zeros([2, 10], 'bf16') }), 'ERR_DTYPE_UNSUPPORTED', /bias/)
+    throwsCode(adjust({ mask: zeros([2, 1], 'i32') }), 'ERR_SHAPE_MISMATCH', /mask: .*rows of logits/)
+    throwsCode(adjust({ mask: zeros([3, 2], 'i32') }), 'ERR_SHAPE_MISMATCH', /mask: .*a bit per token/)
+    throwsCode(adjust({ mask: zeros([3, 1]) }), 'ERR_DTYPE_UNSUPPORTED', /mask/)
     throwsCode(adjust({ bias: zeros([2, 10]), counts: zeros([3, 10], 'i32') }), 'ERR_SHAPE_MISMATCH', /bias: .*counts/)
   })
 })

@@ -2,7 +2,8 @@
 // simd/<isa>.h.
 //
 // Pieces of 4,096 tokens of a row, shared out over the team: everything is read once and written once. One row of 262,144
-// tokens with counts and bias moves 4 MiB.
+// tokens with counts and bias moves 4 MiB. A mask is laid over a piece while it is in the first-level cache, a word of 32
+// tokens at a time: a grammar mostly forbids or allows whole words.
 #pragma once
 #include "kernels/cpu/kernel.h"
 #include "kernels/cpu/sampling/logit_rows.h"
@@ -12,6 +13,7 @@ namespace lapidary {
 namespace {
 
 constexpr int64_t kPenaltyPiece = 4096;
+static_assert(kPenaltyPiece % 32 == 0, "pieces begin with a word of the mask");
 
 struct AdjustedRow {
   const int32_t* counts = nullptr;  // null: no penalties
@@ -83,8 +85,20 @@ void adjust_piece(const unsigned char* logits, const AdjustedRow& row, int64_t b
   }
 }
 
+// -inf where a bit of the mask is 0, for tokens [begin, end) of a row.
+void mask_piece(const int32_t* mask, int64_t begin, int64_t end, float* out) {
+  for (int64_t first = begin; first < end; first += 32) {
+    const int64_t count = end - first < 32 ? end - first : 32;
+    const uint32_t word = uint32_t(mask[first / 32]);
+    if (word == UINT32_MAX) continue;
+    for (int64_t i = 0; i < count; ++i) {
+      if (!(word >> i & 1)) out[first + i] = -kInfinity;
+    }
+  }
+}
+
 void adjust_logits(const Call& call, Team& team) {
-  const TensorView& logits = call.in[AdjustLogitsInput::logits];
+  const TensorView &logits = call.in[AdjustLogitsInput::logits], &mask = call.in[AdjustLogitsInput::mask];
   const int64_t vocabulary = logits.dims[1];
   const int64_t pieces = (vocabulary + kPenaltyPiece - 1) / kPenaltyPiece;
   const Range range = team_range(team, logits.dims[0] * pieces);
@@ -98,6 +112,7 @@ void adjust_logits(const Call& call, Team& team) {
     float* out = call.out[0].as<float>() + row * vocabulary;
     logits.dtype == DType::f32 ? adjust_piece<DType::f32>(from, adjusted, begin, end, out)
                                : adjust_piece<DType::bf16>(from, adjusted, begin, end, out);
+    if (mask.present()) mask_piece(mask.as<int32_t>() + row * mask.strides[0], begin, end, out);
   }
 }
 
