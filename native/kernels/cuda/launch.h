@@ -69,8 +69,8 @@ using WorkspaceFunction = size_t (*)(const Call& call, const Properties& propert
 struct Kernel {
   OpId op;
   Launcher launch;
-  WorkspaceFunction workspace = nullptr;        // null: none
-  const char* const* messages = nullptr;        // of ErrorReporter::report; printf formats that take two %lld
+  WorkspaceFunction workspace = nullptr;  // null: none
+  const char* const* messages = nullptr;  // of ErrorReporter::report; printf formats that take two %lld
 };
 
 // What one stem exports.
@@ -79,10 +79,10 @@ struct KernelSet {
   int count;
 };
 
-#define LAPIDARY_CUDA_KERNELS(stem, ...)                                                              \
-  static const ::lapidary::cuda::Kernel kKernels[] = {__VA_ARGS__};                                   \
-  extern "C" {                                                                                        \
-  extern const ::lapidary::cuda::KernelSet lapidary_cuda_##stem;                                      \
+#define LAPIDARY_CUDA_KERNELS(stem, ...)                                                                        \
+  static const ::lapidary::cuda::Kernel kKernels[] = {__VA_ARGS__};                                             \
+  extern "C" {                                                                                                  \
+  extern const ::lapidary::cuda::KernelSet lapidary_cuda_##stem;                                                \
   const ::lapidary::cuda::KernelSet lapidary_cuda_##stem = {kKernels, int(sizeof kKernels / sizeof *kKernels)}; \
   }
 
@@ -109,8 +109,9 @@ void launch(LaunchContext& context, Grid grid, size_t shared_bytes, const typena
     context.status = cudaFuncSetAttribute(entry<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (context.status != cudaSuccess) return;
   }
-  entry<K><<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), unsigned(threads), shared_bytes,
-             context.stream>>>(params);
+  entry<K>
+      <<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), unsigned(threads), shared_bytes, context.stream>>>(
+          params);
   context.status = cudaGetLastError();
 }
 

@@ -166,9 +166,7 @@ emulation::Dimensions grid() { return emulation::grid_of(*emulation::current); }
 }  // namespace detail
 
 // Bounds: PTX ISA 9.0, the instructions' tables of maximum errors.
-float exp2_approx(float x) {
-  return flush_to_zero(float(std::exp2(double(flush_to_zero(x))) * wrong_by(x, 0x1p-22)));
-}
+float exp2_approx(float x) { return flush_to_zero(float(std::exp2(double(flush_to_zero(x))) * wrong_by(x, 0x1p-22))); }
 float log2_approx(float x) {
   const double exact = std::log2(double(x));
   return float(std::isfinite(exact) ? exact + (wrong_by(x, 0x1p-22) - 1) : exact);

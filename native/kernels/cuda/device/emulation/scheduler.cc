@@ -88,7 +88,7 @@ constexpr size_t kPageBytes = 4096;
 constexpr size_t kCanaryBytes = 256;
 constexpr unsigned char kPoison = 0xff;  // NaN in every float format
 constexpr unsigned char kCanary = 0xa5;
-constexpr size_t kMaxPending = 512;      // of a block; beyond, stores become visible, as they may at any time
+constexpr size_t kMaxPending = 512;  // of a block; beyond, stores become visible, as they may at any time
 constexpr size_t kMaxLate = size_t(1) << 16;
 constexpr uint64_t kMaxIdleSwitches = 4000000;  // between two steps forward: a few seconds
 
@@ -196,8 +196,8 @@ std::string place(const Thread& thread) {
 }
 
 const char* name(Operation operation) {
-  static const char* const names[] = {"none", "warp_barrier", "shuffle", "warp_ballot",
-                                      "mma_bf16", "mma_f16", "mma_i8", "ldmatrix"};
+  static const char* const names[] = {"none",     "warp_barrier", "shuffle", "warp_ballot",
+                                      "mma_bf16", "mma_f16",      "mma_i8",  "ldmatrix"};
   return names[size_t(operation)];
 }
 
@@ -245,10 +245,10 @@ void finish_block(Launch& launch, size_t slot) {
   Block& block = launch.blocks[slot];
   const std::vector<unsigned char>& memory = launch.shared[slot];
   const unsigned char* end = memory.data() + memory.size();
-  const bool intact =
-      std::all_of(memory.data(), static_cast<const unsigned char*>(block.shared), [](unsigned char c) { return c == kCanary; }) &&
-      std::all_of(static_cast<const unsigned char*>(block.shared) + block.shared_bytes, end,
-                  [](unsigned char c) { return c == kCanary; });
+  const bool intact = std::all_of(memory.data(), static_cast<const unsigned char*>(block.shared),
+                                  [](unsigned char c) { return c == kCanary; }) &&
+                      std::all_of(static_cast<const unsigned char*>(block.shared) + block.shared_bytes, end,
+                                  [](unsigned char c) { return c == kCanary; });
   if (!intact && launch.error.empty()) {
     launch.error = "a write outside the block's " + std::to_string(block.shared_bytes) + " bytes of shared memory; " +
                    place(block.thread[0]);
@@ -269,7 +269,7 @@ Warp* choose(Launch& launch) {
   for (const Block& block : launch.blocks) total += block.remaining ? block.warp.size() : 0;
   if (total == 0) return nullptr;
   const size_t start = launch.options.schedule == Schedule::friendly ? size_t(launch.switched) % total
-                                                                    : size_t(next_random(launch.random)) % total;
+                                                                     : size_t(next_random(launch.random)) % total;
   Warp *first = nullptr, *after = nullptr, *best = nullptr;
   size_t position = 0;
   for (Block& block : launch.blocks) {
@@ -308,7 +308,8 @@ void run_blocks(Launch& launch) {
   for (;;) {
     Warp* warp = choose(launch);
     if (!warp) break;
-    const unsigned offset = launch.options.schedule == Schedule::friendly ? 0 : unsigned(next_random(launch.random)) % kWarp;
+    const unsigned offset =
+        launch.options.schedule == Schedule::friendly ? 0 : unsigned(next_random(launch.random)) % kWarp;
     const uint32_t rotated = offset ? (warp->runnable >> offset | warp->runnable << (kWarp - offset)) : warp->runnable;
     current = &warp->threads[(unsigned(__builtin_ctz(rotated)) + offset) % kWarp];
     ++launch.switched;
@@ -340,7 +341,8 @@ std::string run(const LaunchOptions& options, Body body, const void* params) {
   if (options.threads < kWarp || options.threads > 1024 || options.threads % kWarp != 0) {
     return "a block of " + std::to_string(options.threads) + " threads: expected whole warps, at most 1024 threads";
   }
-  if (total < 1 || options.grid.y > 65535 || options.grid.z > 65535) return "a grid of no blocks, or beyond the limits of y and z";
+  if (total < 1 || options.grid.y > 65535 || options.grid.z > 65535)
+    return "a grid of no blocks, or beyond the limits of y and z";
   Launch launch;
   launch.options = options;
   launch.body = body;
@@ -425,10 +427,12 @@ void barrier(int id, int threads) {
   Warp& warp = *me.warp;
   Block& block = *warp.block;
   if (id < 0 || id > 15) fail("barrier %d: expected 0 to 15", id);
-  if (threads % kWarp != 0 || threads > block.threads) fail("barrier of %d threads in a block of %d", threads, block.threads);
+  if (threads % kWarp != 0 || threads > block.threads)
+    fail("barrier of %d threads in a block of %d", threads, block.threads);
   Barrier& barrier = block.barrier[id];
   if (barrier.arrived == 0) barrier.expected = threads;
-  if (barrier.expected != threads) fail("barrier %d: one thread says %d threads, another %d", id, barrier.expected, threads);
+  if (barrier.expected != threads)
+    fail("barrier %d: one thread says %d threads, another %d", id, barrier.expected, threads);
   const size_t row = size_t(id) * block.warp.size();
   if (++barrier.arrived == barrier.expected) {
     barrier.arrived = 0;
@@ -481,9 +485,11 @@ void check_global(const void* at, size_t bytes, bool writes) {
     const auto distance = [&](const Range& r) { return begin < r.begin ? r.begin - begin : begin - r.begin; };
     if (!nearest || distance(range) < distance(*nearest)) nearest = &range;
   }
-  fail("%s of %zu bytes of global memory outside what the call may %s: %lld bytes after the start of a tensor of %lld bytes%s",
-       writes ? "write" : "read", bytes, writes ? "write" : "read", static_cast<long long>(begin - nearest->begin),
-       static_cast<long long>(nearest->end - nearest->begin), writes && !nearest->writable ? " (read-only)" : "");
+  fail(
+      "%s of %zu bytes of global memory outside what the call may %s: %lld bytes after the start of a tensor of %lld "
+      "bytes%s",
+      writes ? "write" : "read", bytes, writes ? "write" : "read", static_cast<long long>(begin - nearest->begin),
+      static_cast<long long>(nearest->end - nearest->begin), writes && !nearest->writable ? " (read-only)" : "");
 }
 
 void check_shared(const void* at, size_t bytes) {
@@ -503,7 +509,8 @@ void read_global(const void* at, void* value, size_t bytes) {
   for (const PendingStore& store : block.pending) {
     const unsigned char* from = std::max(begin, static_cast<const unsigned char*>(store.at));
     const unsigned char* to = std::min(begin + bytes, static_cast<const unsigned char*>(store.at) + store.bytes);
-    if (from < to) memcpy(static_cast<unsigned char*>(value) + (from - begin), store.data + (from - store.at), size_t(to - from));
+    if (from < to)
+      memcpy(static_cast<unsigned char*>(value) + (from - begin), store.data + (from - store.at), size_t(to - from));
   }
 }
 
