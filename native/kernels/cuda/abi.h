@@ -15,7 +15,6 @@ struct LapidaryCudaDevice {
   int compute_capability;  // 10 · major + minor
   int multiprocessors;
   int64_t memory_bytes;
-  int64_t free_bytes;
 };
 
 // A stream of the device with what its calls share: workspace, counters, pinned staging, error record.
@@ -38,7 +37,8 @@ struct LapidaryCudaApi {
 
   int (*driver_version)(int* version);  // 1000 · major + 10 · minor; 0: no driver
   int (*device_count)(int* count);
-  int (*device)(int index, LapidaryCudaDevice* out);
+  int (*device)(int index, LapidaryCudaDevice* out);  // takes no memory of the device
+  int (*free_memory)(int device, int64_t* bytes);
   const char* (*error_text)(int error);
 
   int (*allocate)(int device, size_t bytes, void** out);

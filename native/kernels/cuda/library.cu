@@ -70,22 +70,23 @@ int device_count(int* count) {
   return status;
 }
 
-cudaError_t properties_of(int device, cudaDeviceProp& out) {
-  RETURN_IF_ERROR(cudaSetDevice(device));
-  return cudaGetDeviceProperties(&out, device);
-}
-
 int describe_device(int index, LapidaryCudaDevice* out) {
   *out = {};
   cudaDeviceProp properties;
-  RETURN_IF_ERROR(properties_of(index, properties));
+  RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, index));
   snprintf(out->name, sizeof out->name, "%s", properties.name);
   out->compute_capability = properties.major * 10 + properties.minor;
   out->multiprocessors = properties.multiProcessorCount;
   out->memory_bytes = int64_t(properties.totalGlobalMem);
+  return 0;
+}
+
+int free_memory(int device, int64_t* bytes) {
+  *bytes = 0;
   size_t free_bytes = 0, total = 0;
+  RETURN_IF_ERROR(cudaSetDevice(device));
   RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total));
-  out->free_bytes = int64_t(free_bytes);
+  *bytes = int64_t(free_bytes);
   return 0;
 }
 
@@ -130,7 +131,8 @@ void lane_destroy(LapidaryCudaLane* lane) {
 
 cudaError_t prepare_lane(LapidaryCudaLane& lane) {
   cudaDeviceProp properties;
-  RETURN_IF_ERROR(properties_of(lane.device, properties));
+  RETURN_IF_ERROR(cudaSetDevice(lane.device));
+  RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, lane.device));
   lane.properties.multiprocessors = properties.multiProcessorCount;
   lane.properties.compute_capability = properties.major * 10 + properties.minor;
   lane.properties.shared_bytes = int(properties.sharedMemPerBlockOptin);
@@ -424,29 +426,14 @@ constexpr int kEmulated = 0;
 constexpr int kEmulated = 1;
 #endif
 
-const LapidaryCudaApi api = {
-    kLapidaryCudaVersion,
-    sizeof(Call),
-    LAPIDARY_CUDA_ARCHITECTURES,
-    kEmulated,
-    driver_version,
-    device_count,
-    describe_device,
-    error_text,
-    allocate,
-    release,
-    find_kernel,
-    lane_create,
-    lane_destroy,
-    copy_in,
-    copy_out,
-    fill,
-    execute,
-    replay_create,
-    replay_destroy,
-    replay_run,
-    graphs_made,
-};
+const LapidaryCudaApi api = {kLapidaryCudaVersion, sizeof(Call), LAPIDARY_CUDA_ARCHITECTURES, kEmulated,
+                             // devices
+                             driver_version, device_count, describe_device, free_memory, error_text, allocate, release,
+                             find_kernel,
+                             // lanes
+                             lane_create, lane_destroy, copy_in, copy_out, fill, execute,
+                             // replays
+                             replay_create, replay_destroy, replay_run, graphs_made};
 
 }  // namespace
 
