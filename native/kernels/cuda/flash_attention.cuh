@@ -30,7 +30,7 @@ namespace lapidary::cuda::attention {
 template <class Tile>
 LAPIDARY_DEVICE void attend(Tile& t, int begin, int end) {
   constexpr int kKeys = Tile::kKeys;
-  KeyTile tile = find_tile<kKeys>(t.p, t.block.sequence, begin);
+  KeyTile tile = find_tile<kKeys>(t.p, t.sequence(), begin);
   t.load_keys(tile);
   copy_async_commit();
   t.load_queries();
@@ -46,7 +46,7 @@ LAPIDARY_DEVICE void attend(Tile& t, int begin, int end) {
     copy_async_commit();
     const bool more = first + kKeys < end;
     // Where it lies is looked up while scores are made.
-    const KeyTile next = more ? find_tile<kKeys>(t.p, t.block.sequence, first + kKeys) : tile;
+    const KeyTile next = more ? find_tile<kKeys>(t.p, t.sequence(), first + kKeys) : tile;
     t.multiply_keys();
     t.transform_scores(tile);
     if constexpr (Tile::kShared) {
@@ -81,9 +81,10 @@ LAPIDARY_DEVICE bool withdraw_rows(Tile& t, int begin, int end) {
   if (t.missing) atomic_or(t.shared.flags + kMissingFlag, 1u);
   block_barrier();
   if (load_shared(t.shared.flags + kMissingFlag) == 0) return false;
-  for (int row = thread_index(); row < t.block.rows; row += block_threads()) {
+  const RowBlock block = t.state().block;
+  for (int row = thread_index(); row < block.rows; row += block_threads()) {
     const Interval seen = {load_shared(t.shared.low + row), load_shared(t.shared.high + row)};
-    if (sees_missing_page(t.p, t.block.sequence, seen, begin, end)) store_shared(t.shared.low + row, kWithdrawn);
+    if (sees_missing_page(t.p, block.sequence, seen, begin, end)) store_shared(t.shared.low + row, kWithdrawn);
   }
   block_barrier();
   return true;
@@ -91,37 +92,47 @@ LAPIDARY_DEVICE bool withdraw_rows(Tile& t, int begin, int end) {
 
 template <class Tile>
 LAPIDARY_DEVICE void store_results(Tile& t, bool withdrawn) {
-  t.for_results([](int, float, float) {},
-                [&](int row, int column, float first, float second, float sum) {
-                  const bool zero = withdrawn && load_shared(t.shared.low + row) == kWithdrawn;
-                  const float inverse = inverse_sum(sum);
-                  store_pair(t.p, out_element(t.p, query_of(t.p, t.block, row)) + column, zero ? 0.f : first * inverse,
-                             zero ? 0.f : second * inverse);
-                });
+  const RowBlock block = t.state().block;
+  t.for_results(
+      block, [](int, float, float) {},
+      [&](int row, int column, float first, float second, float sum) {
+        const bool zero = withdrawn && load_shared(t.shared.low + row) == kWithdrawn;
+        const float inverse = inverse_sum(sum);
+        store_pair(t.p, out_element(t.p, query_of(t.p, block, row)) + column, zero ? 0.f : first * inverse,
+                   zero ? 0.f : second * inverse);
+      });
 }
 
 template <class Tile>
 LAPIDARY_DEVICE void store_partials(Tile& t, int chunk, bool withdrawn) {
+  const RowBlock block = t.state().block;
   t.for_results(
+      block,
       [&](int row, float reference, float sum) {
         const float zero = withdrawn && load_shared(t.shared.low + row) == kWithdrawn ? 1.f : 0.f;
-        store(reinterpret_cast<Words4*>(partial_row(t.p, t.block, row, chunk)),
+        store(reinterpret_cast<Words4*>(partial_row(t.p, block, row, chunk)),
               Words4{{bit_cast<uint32_t>(reference), bit_cast<uint32_t>(sum), bit_cast<uint32_t>(zero), 0}});
       },
       [&](int row, int column, float first, float second, float) {
-        store(reinterpret_cast<Words2*>(partial_row(t.p, t.block, row, chunk) + 4 + column),
+        store(reinterpret_cast<Words2*>(partial_row(t.p, block, row, chunk) + 4 + column),
               Words2{{bit_cast<uint32_t>(first), bit_cast<uint32_t>(second)}});
       });
 }
 
-// Intervals of the block's rows in shared memory, and what follows from them. A barrier lies before it where shared memory is in use.
+// The block's rows and intervals in shared memory, and what follows from them. A barrier lies before it where that is in use.
 template <class Tile>
 LAPIDARY_DEVICE VisibleBlocks prepare_rows(const Problem& p, const RowBlock& block, typename Tile::Shared& shared,
                                            bool reports) {
   fill_intervals<Tile::kRows>(p, block, shared.low, shared.high, reports);
-  if (thread_index() == 0) store_shared(shared.flags + kMissingFlag, 0u);
+  if (thread_index() == 0) {
+    store_shared(shared.flags + kMissingFlag, 0u);
+    shared.rows.block = block;
+  }
   block_barrier();
-  return find_blocks<Tile::kRows>(block, shared.low, shared.high);
+  const VisibleBlocks seen = find_blocks<Tile::kRows>(block, shared.low, shared.high);
+  if (thread_index() == 0) shared.rows.seen = seen;
+  block_barrier();
+  return seen;
 }
 
 // ── decode ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +155,8 @@ struct Decode {
     const int64_t rows = int64_t(tokens_of(p, index)) * p.group;
     if (rows == 0 || rows > kDecodeRows) return;
     const bool reports = chunk == 0 && kv_head == 0;
-    const RowBlock block = {read_sequence(p, index, reports && thread_index() == 0), kv_head, 0, int(rows)};
+    const RowBlock block =
+        make_row_block(p, read_sequence(p, index, reports && thread_index() == 0), kv_head, 0, Tile::kRows);
     const VisibleBlocks seen = prepare_rows<Tile>(p, block, shared, reports);
 
     const int base = seen.begin / Tile::kKeys * Tile::kKeys, span = seen.end - base;
@@ -154,8 +166,7 @@ struct Decode {
     if (chunk >= chunks) return;
     const int begin = base + chunk * chunk_keys, end = seen.end - begin < chunk_keys ? seen.end : begin + chunk_keys;
 
-    Tile t(p, block, shared);
-    t.seen = seen;
+    Tile t(p, shared);
     if (begin < end) attend(t, begin, end);
     t.complete_sums();
     const bool withdrawn = withdraw_rows(t, begin, end);
@@ -228,13 +239,10 @@ struct Prefill {
     int index;
     int64_t row_block;
     if (!find_row_block(p, item % params.row_blocks, index, row_block)) return;
-    RowBlock block = {read_sequence(p, index, kv_head == 0 && row_block == 0 && thread_index() == 0), kv_head,
-                      row_block * kRows, 0};
-    const int64_t left = int64_t(block.sequence.tokens) * p.group - block.begin;
-    block.rows = int(left < kRows ? left : kRows);
+    const Sequence sequence = read_sequence(p, index, kv_head == 0 && row_block == 0 && thread_index() == 0);
+    const RowBlock block = make_row_block(p, sequence, kv_head, row_block * kRows, kRows);
     const VisibleBlocks seen = prepare_rows<Tile>(p, block, shared, kv_head == 0);
-    Tile t(p, block, shared);
-    t.seen = seen;
+    Tile t(p, shared);
     if (seen.begin < seen.end) attend(t, seen.begin / Tile::kKeys * Tile::kKeys, seen.end);
     t.complete_sums();
     store_results(t, withdraw_rows(t, seen.begin, seen.end));

@@ -25,28 +25,31 @@ struct FmaTile {
     alignas(128) float v[kKeys * kStride];
     float p[kRows * kKeys];
     int low[kRows], high[kRows];
+    RowState rows;
     uint32_t flags[4];
   };
 
   Shared& shared;
   const Problem& p;
-  RowBlock block;
-  VisibleBlocks seen;
   bool missing = false;
   int row, part;
   float o[kQuadsPerLane][4];
   float s[kKeysPerLane];
   float reference = kNoReference, sum = 0;
 
-  LAPIDARY_DEVICE FmaTile(const Problem& problem, const RowBlock& rows, Shared& memory)
-      : shared(memory), p(problem), block(rows) {
+  LAPIDARY_DEVICE FmaTile(const Problem& problem, Shared& memory) : shared(memory), p(problem) {
     row = thread_index() / 8;
     part = thread_index() % 8;
     for (int c = 0; c < kQuadsPerLane; ++c)
       for (int i = 0; i < 4; ++i) o[c][i] = 0;
   }
 
+  LAPIDARY_DEVICE const RowState& state() const { return (&shared.rows)[opaque(0)]; }
+  LAPIDARY_DEVICE Sequence sequence() const { return state().block.sequence; }
+  LAPIDARY_DEVICE VisibleBlocks seen() const { return state().seen; }
+
   LAPIDARY_DEVICE void load_queries() {
+    const RowBlock block = state().block;
     const float sign = p.negated ? -1.f : 1.f;
     for (int i = thread_index(); i < kRows * kD; i += kThreads) {
       const int r = i / kD, d = i % kD;
@@ -61,12 +64,12 @@ struct FmaTile {
     }
   }
   LAPIDARY_DEVICE void load_keys(const KeyTile& tile) {
-    const KvRows rows = key_rows(p, block.kv_head, p.half_keys ? 2 : 4);
-    missing |= load_f32_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, shared.k, kStride);
+    const KvRows rows = key_rows(p, state().block.kv_head, p.half_keys ? 2 : 4);
+    missing |= load_f32_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, shared.k, kStride);
   }
   LAPIDARY_DEVICE void load_values(const KeyTile& tile) {
-    const KvRows rows = value_rows(p, block.kv_head, p.half_keys ? 2 : 4);
-    missing |= load_f32_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, shared.v, kStride);
+    const KvRows rows = value_rows(p, state().block.kv_head, p.half_keys ? 2 : 4);
+    missing |= load_f32_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, shared.v, kStride);
   }
 
   LAPIDARY_DEVICE static void load_quad(const float* at, float (&x)[4]) {
@@ -131,7 +134,7 @@ struct FmaTile {
   }
 
   template <class Head, class Pair>
-  LAPIDARY_DEVICE void for_results(const Head& head, const Pair& pair) {
+  LAPIDARY_DEVICE void for_results(const RowBlock& block, const Head& head, const Pair& pair) {
     if (row >= block.rows) return;
     if (part == 0) head(row, reference, sum);
 #pragma unroll

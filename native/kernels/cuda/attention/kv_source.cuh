@@ -119,8 +119,8 @@ LAPIDARY_DEVICE bool load_bf16_tile(const Problem& p, const Sequence& s, const V
   if (p.kv_aligned && tiles_are_even<kKeys>(p) && page_exists(p, tile.place.page)) {
     if constexpr (kThreads % Layout::kChunks == 0) {  // a thread copies the same chunk of every kStep-th row
       constexpr int kStep = kThreads / Layout::kChunks;
-      const int chunk = thread_index() % Layout::kChunks;
-      int row = thread_index() / Layout::kChunks;
+      const int thread = opaque(thread_index()), chunk = thread % Layout::kChunks;
+      int row = thread / Layout::kChunks;
       const unsigned char* from =
           rows.data + 2 * (tile.place.page * rows.page + (tile.place.slot + row) * rows.slot + 8 * chunk);
       const int64_t step = 2 * kStep * rows.slot;
@@ -133,7 +133,7 @@ LAPIDARY_DEVICE bool load_bf16_tile(const Problem& p, const Sequence& s, const V
   }
   bool missing = false;
 #pragma unroll 1
-  for (int i = thread_index(); i < kKeys * Layout::kChunks; i += kThreads) {
+  for (int i = opaque(thread_index()); i < kKeys * Layout::kChunks; i += kThreads) {
     const int row = i / Layout::kChunks, chunk = i % Layout::kChunks;
     const TileRow found = find_row<kKeys>(p, s, seen, rows, tile, row, missing);
     const bool valid = found.valid && chunk * 8 < p.head_dim;
@@ -154,7 +154,7 @@ LAPIDARY_DEVICE bool load_i8_tile(const Problem& p, const Sequence& s, const Vis
   using Layout = TileLayout<kD>;
   bool missing = false;
 #pragma unroll 2
-  for (int i = thread_index(); i < kKeys * Layout::kChunks; i += kThreads) {
+  for (int i = opaque(thread_index()); i < kKeys * Layout::kChunks; i += kThreads) {
     const int row = i / Layout::kChunks, chunk = i % Layout::kChunks;
     const TileRow found = find_row<kKeys>(p, s, seen, rows, tile, row, missing);
     Words2 bytes = {};
@@ -173,7 +173,7 @@ LAPIDARY_DEVICE bool load_i8_tile(const Problem& p, const Sequence& s, const Vis
     for (int w = 0; w < 4; ++w) words.word[w] = pack_bf16(x[w / 2][2 * (w % 2)], x[w / 2][2 * (w % 2) + 1]);
     store_shared(reinterpret_cast<Words4*>(to + Layout::at(row, chunk)), words);
   }
-  for (int row = thread_index(); row < kKeys; row += kThreads) {
+  for (int row = opaque(thread_index()); row < kKeys; row += kThreads) {
     const TileRow found = find_row<kKeys>(p, s, seen, rows, tile, row, missing);
     float scale = 0;
     if (found.valid) {
@@ -193,7 +193,7 @@ LAPIDARY_DEVICE bool load_f32_tile(const Problem& p, const Sequence& s, const Vi
                                    const KeyTile& tile, float* to, int stride) {
   constexpr int kQuads = kD / 4;
   bool missing = false;
-  for (int i = thread_index(); i < kKeys * kQuads; i += kThreads) {
+  for (int i = opaque(thread_index()); i < kKeys * kQuads; i += kThreads) {
     const int row = i / kQuads, quad = i % kQuads;
     const TileRow found = find_row<kKeys>(p, s, seen, rows, tile, row, missing);
     const bool valid = found.valid && quad * 4 < p.head_dim;

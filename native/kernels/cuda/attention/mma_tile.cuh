@@ -35,21 +35,19 @@ struct MmaTile {
     float exchange[kShared ? kKeyWarps * kRows : 1];  // largest scores of a tile, in the end sums
     int low[kRows], high[kRows];
     float k_scales[kBytes ? kKeys : 1], v_scales[kBytes ? kKeys : 1];
+    RowState rows;
     uint32_t flags[4];
   };
 
   Shared& shared;
   const Problem& p;
-  RowBlock block;
-  VisibleBlocks seen;
   bool missing = false;     // some row of keys that this thread looked for is on no page
   int row0, key0, column0;  // of this warp in the tile
   float o[kRowTiles][kColumns / 8][4];
   float s[kRowTiles][kKeyTiles][4];
   float reference[kRowTiles][2], sum[kRowTiles][2];
 
-  LAPIDARY_DEVICE MmaTile(const Problem& problem, const RowBlock& rows, Shared& memory)
-      : shared(memory), p(problem), block(rows) {
+  LAPIDARY_DEVICE MmaTile(const Problem& problem, Shared& memory) : shared(memory), p(problem) {
     row0 = warp_index() / kKeyWarps * 16 * kRowTiles;
     key0 = warp_index() % kKeyWarps * kKeyTiles * 8;
     column0 = warp_index() % kKeyWarps * kColumns;
@@ -69,8 +67,13 @@ struct MmaTile {
     return row * kKeys + 8 * (kChunks >= 8 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & (kChunks - 1)));
   }
 
+  LAPIDARY_DEVICE const RowState& state() const { return (&shared.rows)[opaque(0)]; }
+  LAPIDARY_DEVICE Sequence sequence() const { return state().block.sequence; }
+  LAPIDARY_DEVICE VisibleBlocks seen() const { return state().seen; }
+
   // Rows of q as bf16, with the sign of the scale; zeros past the block and past the head.
   LAPIDARY_DEVICE void load_queries() {
+    const RowBlock block = state().block;
 #pragma unroll 2
     for (int i = thread_index(); i < kRows * Layout::kChunks; i += kThreads) {
       const int row = i / Layout::kChunks, chunk = i % Layout::kChunks;
@@ -94,21 +97,21 @@ struct MmaTile {
   }
 
   LAPIDARY_DEVICE void load_keys(const KeyTile& tile) {
-    const KvRows rows = key_rows(p, block.kv_head, kElementBytes);
+    const KvRows rows = key_rows(p, state().block.kv_head, kElementBytes);
     if constexpr (kBytes) {
-      missing |= load_i8_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, block.kv_head, shared.k,
+      missing |= load_i8_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, state().block.kv_head, shared.k,
                                                    shared.k_scales);
     } else {
-      missing |= load_bf16_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, shared.k);
+      missing |= load_bf16_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, shared.k);
     }
   }
   LAPIDARY_DEVICE void load_values(const KeyTile& tile) {
-    const KvRows rows = value_rows(p, block.kv_head, kElementBytes);
+    const KvRows rows = value_rows(p, state().block.kv_head, kElementBytes);
     if constexpr (kBytes) {
-      missing |= load_i8_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, block.kv_head, shared.v,
+      missing |= load_i8_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, state().block.kv_head, shared.v,
                                                    shared.v_scales);
     } else {
-      missing |= load_bf16_tile<kD, kKeys, kThreads>(p, block.sequence, seen, rows, tile, shared.v);
+      missing |= load_bf16_tile<kD, kKeys, kThreads>(p, sequence(), seen(), rows, tile, shared.v);
     }
   }
 
@@ -116,7 +119,7 @@ struct MmaTile {
     for (int m = 0; m < kRowTiles; ++m)
       for (int n = 0; n < kKeyTiles; ++n)
         for (int i = 0; i < 4; ++i) s[m][n][i] = 0;
-    const int l = lane();
+    const int l = opaque(lane());
     if constexpr (kKeyTiles == 1) {  // 8 keys: a fragment of four matrices is two steps of 16 elements
 #pragma unroll
       for (int step = 0; step < kD / 32; ++step) {
@@ -165,10 +168,12 @@ struct MmaTile {
         for (int n = 0; n < kKeyTiles; ++n)
           for (int i = 0; i < 4; ++i) s[m][n][i] = tanh_approx(s[m][n][i] * p.cap_factor) * p.cap;
     }
-    if (tile.first >= seen.inner_begin && tile.first + kKeys <= seen.inner_end) return;
+    const VisibleBlocks keys = seen();
+    if (tile.first >= keys.inner_begin && tile.first + kKeys <= keys.inner_end) return;
+    const int own = opaque(row0 + lane() / 4);
     for (int m = 0; m < kRowTiles; ++m) {
       for (int half = 0; half < 2; ++half) {
-        const int row = row0 + 16 * m + 8 * half + lane() / 4;
+        const int row = own + 16 * m + 8 * half;
         const int low = load_shared(shared.low + row), high = load_shared(shared.high + row);
         for (int n = 0; n < kKeyTiles; ++n) {
           for (int i = 2 * half; i < 2 * half + 2; ++i) {
@@ -245,7 +250,7 @@ struct MmaTile {
   }
 
   LAPIDARY_DEVICE void multiply_values() {
-    const int l = lane();
+    const int l = opaque(lane());
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
       uint32_t a[kRowTiles][4];
@@ -331,7 +336,7 @@ struct MmaTile {
   // Calls head(row, reference, sum) once for each row of the block, in some thread, and pair(row, column, O's element, the next, sum) for
   // all of O. Sums are complete.
   template <class Head, class Pair>
-  LAPIDARY_DEVICE void for_results(const Head& head, const Pair& pair) {
+  LAPIDARY_DEVICE void for_results(const RowBlock& block, const Head& head, const Pair& pair) {
 #pragma unroll
     for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll

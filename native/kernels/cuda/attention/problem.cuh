@@ -119,18 +119,29 @@ LAPIDARY_DEVICE Sequence read_sequence(const Problem& p, int index, bool reports
 struct RowBlock {
   Sequence sequence;
   int kv_head;
-  int64_t begin;  // its first row
+  int64_t begin;    // its first row
+  int token, head;  // of that row: in the sequence, in the group
   int rows;
 };
+LAPIDARY_DEVICE RowBlock make_row_block(const Problem& p, const Sequence& sequence, int kv_head, int64_t begin,
+                                        int most) {
+  const int64_t left = int64_t(sequence.tokens) * p.group - begin, token = begin / p.group;
+  return {sequence, kv_head, begin, int(token), int(begin - token * p.group), int(left < most ? left : most)};
+}
+
+// The token of row `row` of the block, in the sequence.
+LAPIDARY_DEVICE int token_of(const Problem& p, const RowBlock& block, int row) {
+  return block.token + int(unsigned(block.head + row) / unsigned(p.group));
+}
 
 struct QueryPlace {
   int token;  // of all tokens
   int head;   // of all query heads
 };
 LAPIDARY_DEVICE QueryPlace query_of(const Problem& p, const RowBlock& block, int row) {
-  const int64_t index = block.begin + row;
-  const int token = int(index / p.group);
-  return {block.sequence.token_begin + token, block.kv_head * p.group + int(index - int64_t(token) * p.group)};
+  const int tokens = int(unsigned(block.head + row) / unsigned(p.group));
+  return {block.sequence.token_begin + block.token + tokens,
+          block.kv_head * p.group + block.head + row - tokens * p.group};
 }
 
 LAPIDARY_DEVICE int64_t out_element(const Problem& p, QueryPlace place) {

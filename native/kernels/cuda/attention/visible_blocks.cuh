@@ -43,13 +43,19 @@ struct VisibleBlocks {
   int inner_begin, inner_end;  // keys that every row sees
 };
 
+// A block's rows and what they see: kept in shared memory and read again where it is needed, for S and O leave no registers for it.
+struct RowState {
+  RowBlock block;
+  VisibleBlocks seen;
+};
+
 // Fills low[kRows] and high[kRows] in shared memory; rows past the block's see all, for what they compute is not stored. The caller
 // puts a barrier behind it.
 template <int kRows>
 LAPIDARY_DEVICE void fill_intervals(const Problem& p, const RowBlock& block, int* low, int* high, bool reports) {
   for (int row = thread_index(); row < kRows; row += block_threads()) {
     Interval seen = {0, INT32_MAX};
-    if (row < block.rows) seen = visible_keys(p, block.sequence, int((block.begin + row) / p.group), reports);
+    if (row < block.rows) seen = visible_keys(p, block.sequence, token_of(p, block, row), reports);
     store_shared(low + row, seen.begin);
     store_shared(high + row, seen.end);
   }

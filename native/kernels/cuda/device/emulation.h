@@ -240,6 +240,7 @@ inline uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) {
   }
   return d;
 }
+inline int opaque(int x) { return x; }
 inline int count_ones(uint32_t x) { return __builtin_popcount(x); }
 inline int leading_zeros(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }

@@ -278,6 +278,12 @@ LAPIDARY_DEVICE uint32_t lop3(uint32_t a, uint32_t b, uint32_t c) {
 }
 // Bytes of {b, a} (b the upper word) by the four digits of `selector`, least first.
 LAPIDARY_DEVICE uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// x, as a value that the compiler cannot see through: what is computed from it inside a loop is computed there, and not kept in registers
+// across the loop.
+LAPIDARY_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 LAPIDARY_DEVICE int count_ones(uint32_t x) { return __popc(x); }
 LAPIDARY_DEVICE int leading_zeros(uint32_t x) { return __clz(int(x)); }
 LAPIDARY_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b); }
