@@ -9,23 +9,48 @@ import { Stream } from './stream.ts'
 /** Instruction sets, least first: the names of native/kernels/cpu/isa.def. */
 export type Isa = 'scalar' | 'avx2' | 'avx512' | 'avx512_bf16' | 'amx' | 'amx_emulated' | 'neon' | 'i8mm'
 
+/** Families of GPU kernels; `sm80_emulated` runs them on the host, in tests alone. */
+export type GpuFamily = 'sm80' | 'sm80_emulated'
+
+/** What `Device.open` takes: the processor, the first GPU, or one by its number. */
+export type DeviceKind = 'cpu' | 'cuda' | `cuda:${number}`
+
 export interface DeviceOptions {
-  /** Threads that compute, the stream's own included. Default: the physical cores this process may use. */
+  /** Threads that compute, the stream's own included. Default: the physical cores this process may use. A GPU has its own. */
   threads?: number
-  /** The highest instruction set to use. Default: the best this machine supports. Forcing one that is absent is an error. */
-  isa?: Isa
+  /**
+   * The highest instruction set, or the family of GPU kernels, to use. Default: the best this machine supports. Forcing one that is absent
+   * is an error.
+   */
+  isa?: Isa | GpuFamily
   /** For tests: surrounds every buffer with guard regions, fills fresh memory with NaN, and reports what writes outside. Default false. */
   guard?: boolean
+  /**
+   * Opens a GPU although no acceptance run of the kernels is recorded for its architecture (docs/gpu-acceptance.md). Default false: it is
+   * refused, and the error says so.
+   */
+  unverified?: boolean
 }
 
 export type DeviceInfo = NativeDeviceInfo
 
-/** One entry of `Device.list()`. */
-export interface DeviceListing {
-  /** What `Device.open` takes. */
-  kind: 'cpu'
-  isas: NativeIsa[]
+/** A GPU as `Device.list()` tells of it. */
+export interface GpuListing {
+  /** What `Device.open` takes; `cuda` alone where there is no GPU to be had. */
+  kind: Exclude<DeviceKind, 'cpu'>
+  /** The GPU's own name. Empty, as `driver` and `computeCapability`, where it cannot be asked. */
+  name: string
+  /** The newest CUDA that the driver supports. */
+  driver: string
+  computeCapability: string
+  /** Bytes. */
+  memory: number
+  /** Why it does not open as it is, and what to do. */
+  reason?: string
 }
+
+/** One entry of `Device.list()`. */
+export type DeviceListing = { kind: 'cpu'; isas: NativeIsa[] } | GpuListing
 
 /** @internal The native handle of a device; throws where the argument is none. */
 export let deviceHandleOf: (device: Device, what: string) => number
@@ -81,29 +106,30 @@ export class Device implements Disposable {
 
   /**
    * Opens a device: the best there is, or the one asked for.
-   * @param kind `'cpu'`. Default: the best there is.
-   * @throws ERR_DEVICE_UNAVAILABLE if it, or the instruction set asked for, is not present: there is no silent fall-back.
+   * @param kind `'cpu'`, `'cuda'` (the first GPU) or `'cuda:1'`. Default: the processor.
+   * @throws ERR_DEVICE_UNAVAILABLE if it, or the instruction set asked for, is not present: there is no silent fall-back. For a GPU the
+   * message says what is missing: the CUDA library, the driver, a newer driver, the GPU, or its verification.
    */
-  static async open(kind: 'cpu' | 'cuda' | `cuda:${number}` = 'cpu', options: DeviceOptions = {}): Promise<Device> {
-    if (kind !== 'cpu') {
-      throw new LapidaryError(
-        'ERR_DEVICE_UNAVAILABLE',
-        `Device.open: expected 'cpu', got '${kind}': this build has no CUDA backend`,
-      )
+  static async open(kind: DeviceKind = 'cpu', options: DeviceOptions = {}): Promise<Device> {
+    if (typeof kind !== 'string') {
+      throw new LapidaryError('ERR_INVALID_ARGUMENT', `Device.open: expected a string, got ${describeValue(kind)}`)
     }
-    const { threads, isa = '', guard = false } = options
+    const { threads, isa = '', guard = false, unverified = false } = options
     if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1)) {
       throw new LapidaryError(
         'ERR_INVALID_ARGUMENT',
         `Device.open: threads: expected a positive integer, got ${threads}`,
       )
     }
-    return new Device(await fromNative(native.openDevice(threads ?? 0, isa, guard)))
+    return new Device(await fromNative(native.openDevice(kind, threads ?? 0, isa, guard, unverified)))
   }
 
-  /** What could be opened, without opening it. */
+  /**
+   * What could be opened, without opening it: the processor, then every GPU, or one entry that says why there are none. Asking the
+   * driver takes some hundred milliseconds the first time.
+   */
   static list(): DeviceListing[] {
-    return [{ kind: 'cpu', isas: native.listIsas() }]
+    return [{ kind: 'cpu', isas: native.listIsas() }, ...(native.listGpus() as GpuListing[])]
   }
 
   /** @internal */

@@ -9,7 +9,16 @@ setCast(cast)
 
 export { type Checkpoint, openCheckpoint, type StoredTensor } from './checkpoint/checkpoint.ts'
 export { type LinearWeight, linearWeight } from './checkpoint/linear.ts'
-export { Device, type DeviceInfo, type DeviceListing, type DeviceOptions, type Isa } from './device.ts'
+export {
+  Device,
+  type DeviceInfo,
+  type DeviceKind,
+  type DeviceListing,
+  type DeviceOptions,
+  type GpuFamily,
+  type GpuListing,
+  type Isa,
+} from './device.ts'
 export { type DType, type DTypeArray, type DTypeInfo, dtypes, type Layout } from './dtype.ts'
 export {
   bundledModel,

@@ -17,6 +17,15 @@ export interface NativeIsa {
   reason?: string
 }
 
+export interface NativeGpu {
+  kind: string
+  name: string
+  driver: string
+  computeCapability: string
+  memory: number
+  reason?: string
+}
+
 export interface NativeDeviceInfo {
   kind: string
   name: string
@@ -56,7 +65,8 @@ export interface NativeAddon {
   setErrorClass(errorClass: unknown): void
   // devices and streams
   listIsas(): NativeIsa[]
-  openDevice(threads: number, isa: string, guard: boolean): Promise<number>
+  listGpus(): NativeGpu[]
+  openDevice(kind: string, threads: number, isa: string, guard: boolean, unverified: boolean): Promise<number>
   deviceInfo(device: number): NativeDeviceInfo
   deviceMemory(device: number): { bytes: number; buffers: number; cached: number }
   releaseDevice(device: number): void

@@ -3,11 +3,14 @@
 // scripts/node-gyp-shim.cjs, prebuildify: of the arguments that those pass for node-gyp only --arch matters.
 //
 //   node scripts/build-native.cjs [--arch=arm64] [--tests] [--sanitize=address,undefined|thread]
+//                                [--target=lapidary_cuda_emulated]
 //
 // LAPIDARY_BUILD_ROOT  the folder whose build/Release gets the addon; default: the package. With LAPIDARY_PREBUILD set to the
 //                      same folder the library loads it from there.
 // LAPIDARY_BUILD_JOBS  compilers at a time; default: the processors there are.
 // LAPIDARY_BUILD_ISAS  instruction sets to compile, separated by commas; default: all of native/kernels/cpu/isa.def.
+// LAPIDARY_CUDA        the CUDA library: off (the default), auto (where nvcc 13.0 or newer is found) or on.
+// LAPIDARY_CUDA_ARCHITECTURES  what it is compiled for, separated by commas; default: 80,90a. all: what ships.
 // LAPIDARY_COPY_TO     a folder that gets a copy of the addon.
 'use strict'
 const { spawnSync } = require('node:child_process')
@@ -48,6 +51,8 @@ const variables = {
   LAPIDARY_OUTPUT_DIRECTORY: path.join(root, 'build', 'Release'),
   LAPIDARY_SANITIZE: sanitize,
   LAPIDARY_ISAS: process.env.LAPIDARY_BUILD_ISAS?.replaceAll(',', ';') || 'all',
+  LAPIDARY_CUDA: process.env.LAPIDARY_CUDA || 'off',
+  LAPIDARY_CUDA_ARCHITECTURES: process.env.LAPIDARY_CUDA_ARCHITECTURES?.replaceAll(',', ';') || '80;90a',
   CMAKE_TOOLCHAIN_FILE: crosses && path.join(packageRoot, 'native', 'cmake', `${toolchains[arch]}.cmake`),
 }
 
@@ -86,7 +91,8 @@ if (!configured) {
   cmake('configure')
   writeFileSync(stampFile, stamp)
 }
-cmake('build')
+const target = option('target')
+cmake('build', ...(target ? [`--target=${target}`] : []))
 if (process.argv.includes('--tests')) cmake('build', '--target=native_tests')
 if (process.env.LAPIDARY_COPY_TO) {
   mkdirSync(process.env.LAPIDARY_COPY_TO, { recursive: true })

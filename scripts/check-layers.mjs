@@ -1,6 +1,6 @@
 // Imports point down only: reads every #include and import of native/ and lib/ and fails on one that the table of rooms
 // (docs/architecture.md) does not allow.
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { packageRoot } from './native-variants.mjs'
 
@@ -10,7 +10,7 @@ const nativeRooms = {
   'native/ops': ['native/core'],
   'native/kernels/cpu': ['native/core', 'native/ops'],
   'native/kernels/cuda': ['native/core', 'native/ops'],
-  'native/backends': ['native/core', 'native/ops', 'native/kernels/cpu'],
+  'native/backends': ['native/core', 'native/ops', 'native/kernels/cpu', 'native/kernels/cuda/abi.h'],
   'native/runtime': ['native/core', 'native/ops', 'native/backends'],
   'native/bridge': ['native/core', 'native/ops', 'native/backends', 'native/runtime'],
   'native/cmake': [],
@@ -71,10 +71,9 @@ for (const file of sources('native', ['.h', '.cc', '.def', '.cu', '.cuh'])) {
         if (!file.startsWith('native/bridge/'))
           problems.push(`${file}:${index + 1}: only native/bridge includes ${included}`)
       } else if (quote === '"') {
-        // From the include root native/, or, without a slash, from the file's own folder.
-        const target = included.includes('/')
-          ? `native/${included}`
-          : path.posix.join(path.posix.dirname(file), included)
+        // From the include root native/, or, where that has no such file, from the file's own folder.
+        const beside = path.posix.join(path.posix.dirname(file), included)
+        const target = existsSync(path.join(packageRoot, beside)) ? beside : `native/${included}`
         check(file, index + 1, target, nativeRooms)
       }
     })

@@ -2,7 +2,7 @@
  * `lapidary devices`: what this machine offers.
  * @module
  */
-import { Device, type DeviceInfo } from '../index.ts'
+import { Device, type DeviceInfo, type GpuListing } from '../index.ts'
 import { formatBytes } from './format.ts'
 import { print, printJson } from './terminal.ts'
 
@@ -19,10 +19,18 @@ function formatDevice(info: DeviceInfo): string {
   return `${lines.join('\n')}\n`
 }
 
-/** Runs the command: a table, or with `json` everything `device.info()` knows, of every device. */
+function formatGpu({ kind, name, driver, computeCapability, memory, reason }: GpuListing): string {
+  const facts = name
+    ? `${name}, compute capability ${computeCapability}, ${formatBytes(memory)}, driver for ${driver}`
+    : 'none'
+  return `${kind}  ${facts}\n${reason ? `  ${reason}\n` : ''}`
+}
+
+/** Runs the command: a table, or with `json` everything `device.info()` knows of the processor, and `Device.list()` of GPUs. */
 export async function devices(options: { json?: boolean }): Promise<void> {
   using device = await Device.open()
   const info = device.info()
-  if (options.json) printJson([info])
-  else print(formatDevice(info))
+  const gpus = Device.list().filter((listing): listing is GpuListing => listing.kind !== 'cpu')
+  if (options.json) printJson([info, ...gpus])
+  else print([formatDevice(info), ...gpus.map(formatGpu)].join(''))
 }

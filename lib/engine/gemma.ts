@@ -156,13 +156,20 @@ export class Gemma implements AsyncDisposable {
     if (signal?.aborted) throw abortError(signal)
     const checkpoint = await openCheckpoint(path)
     const tokenizer = await Tokenizer.load(checkpoint)
-    const { device: given = 'cpu', threads, isa } = options
-    if (given !== 'cpu' && !(given instanceof Device)) {
-      throw new LapidaryError('ERR_INVALID_ARGUMENT', `device: expected a Device or 'cpu', got ${describeValue(given)}`)
+    const { device: given = 'cpu', threads, isa, unverified } = options
+    if (typeof given !== 'string' && !(given instanceof Device)) {
+      throw new LapidaryError(
+        'ERR_INVALID_ARGUMENT',
+        `device: expected a Device, 'cpu' or 'cuda', got ${describeValue(given)}`,
+      )
     }
-    const ownsDevice = given === 'cpu'
+    const ownsDevice = typeof given === 'string'
     const device = ownsDevice
-      ? await Device.open('cpu', { ...(threads !== undefined && { threads }), ...(isa !== undefined && { isa }) })
+      ? await Device.open(given, {
+          ...(threads !== undefined && { threads }),
+          ...(isa !== undefined && { isa }),
+          ...(unverified !== undefined && { unverified }),
+        })
       : given
     let model: GemmaModel | undefined
     try {

@@ -2,7 +2,7 @@
  * What callers may ask of a model, and how it is checked.
  * @module
  */
-import type { Device, Isa } from '../device.ts'
+import type { Device, DeviceKind, GpuFamily, Isa } from '../device.ts'
 import { describeValue, LapidaryError } from '../errors.ts'
 import type { GemmaConfig } from '../models/gemma/config.ts'
 import type { GemmaLoadOptions } from '../models/gemma/load.ts'
@@ -12,12 +12,17 @@ import { numberOption, positiveInteger, type SamplingOptions } from './sampler.t
 
 /** Options of `Gemma.load`. */
 export interface GemmaOptions extends GemmaLoadOptions {
-  /** Where it runs. A device that is given stays the caller's to dispose. Default: one of its own. */
-  readonly device?: Device | 'cpu' | undefined
+  /**
+   * Where it runs: a device of the caller's, which stays the caller's to dispose, or what `Device.open` takes (`'cuda'`) for one of its own.
+   * Default: the processor.
+   */
+  readonly device?: Device | DeviceKind | undefined
   /** Threads of a device of its own. Default: the physical cores this process may use. */
   readonly threads?: number | undefined
   /** The highest instruction set of a device of its own. Default: the best there is. */
-  readonly isa?: Isa | undefined
+  readonly isa?: Isa | GpuFamily | undefined
+  /** Takes a GPU of its own although no acceptance run is recorded for its architecture; see `Device.open`. Default false. */
+  readonly unverified?: boolean | undefined
   /** Tokens a sequence may have, prompt and answer together. Default: what the model was trained for, at most 8192. */
   readonly contextLength?: number | undefined
   /** Sequences that run at once; more wait. Memory for keys and values is set aside for so many, and touched as it is used. Default 8. */

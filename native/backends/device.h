@@ -20,14 +20,14 @@ struct IsaInfo {
 };
 
 struct DeviceInfo {
-  std::string kind;  // "cpu"
+  std::string kind;  // "cpu", "cuda:0"
   std::string name;  // the processor's own name
-  std::string isa;   // the highest active one
+  std::string isa;   // the highest active one; of a GPU the family of its kernels
   std::vector<IsaInfo> isas;
   std::vector<std::pair<std::string, std::string>> kernels;  // op name → ISA that provides it
   std::vector<std::pair<std::string, std::string>> notes;    // measurements made at opening, e.g. the AMX self-test
-  int threads = 1;
-  int64_t memory_limit = 0;  // bytes that this process may use
+  int threads = 1;                                           // of a GPU: its multiprocessors
+  int64_t memory_limit = 0;                                  // bytes that this process may use
 };
 
 struct MemoryStats {
@@ -40,6 +40,12 @@ struct MemoryStats {
 struct Step {
   const Call* call = nullptr;
   const void* kernel = nullptr;
+};
+
+// What a device keeps of calls that are executed again and again (a CUDA graph). One thread at a time.
+class Replay {
+ public:
+  virtual ~Replay() = default;
 };
 
 // Where an execution failed and why.
@@ -76,6 +82,21 @@ class Device {
   // with ERR_DISPOSED, once `stop` is set. Called from stream threads, several at a time.
   virtual bool execute(const Step* steps, size_t count, const std::atomic<bool>& stop, ExecutionError& failure) = 0;
 
+  // For a captured program. Null: this device executes it as it is.
+  virtual std::unique_ptr<Replay> make_replay() { return nullptr; }
+  // As execute(). The calls are the same each time but for addresses, which depend on `bindings` alone.
+  virtual bool replay(Replay&, const std::vector<unsigned char*>& bindings, const Step* steps, size_t count,
+                      const std::atomic<bool>& stop, ExecutionError& failure) {
+    (void)bindings;
+    return execute(steps, count, stop, failure);
+  }
+
+  // A mapped file as this device's calls read it: the mapping itself, or memory that it is copied to at its first use.
+  virtual Status import_file(BufferRef file, BufferRef& out) {
+    out = std::move(file);
+    return {};
+  }
+
   // Copies between host memory and a buffer's memory; on the calling (stream) thread.
   virtual void copy_in(unsigned char* device, const void* host, size_t bytes) = 0;
   virtual void fill_zero(unsigned char* device, size_t bytes) = 0;
@@ -91,16 +112,32 @@ class Device {
 };
 
 struct DeviceOptions {
-  int threads = 0;  // 0: the physical cores this process may use
-  std::string isa;  // empty: the best supported one
+  std::string kind = "cpu";  // cpu, cuda, cuda:1
+  int threads = 0;           // 0: the physical cores this process may use
+  std::string isa;           // empty: the best supported one
   bool guard =
       false;  // guard regions around every buffer, checked when it is released; fresh memory is filled with NaN
+  bool unverified = false;  // take a GPU of an architecture without a recorded acceptance run
 };
+
+// A GPU that could be opened, or why not.
+struct GpuListing {
+  std::string kind;  // what DeviceOptions takes; "cuda" alone where there is none
+  std::string name;
+  std::string driver;
+  std::string compute_capability;
+  int64_t memory = 0;
+  std::string reason;  // empty: it opens as it is
+};
+
+// Opens the device of options.kind. Blocking. Any thread.
+Status open_device(const DeviceOptions& options, std::shared_ptr<Device>& out);
 
 // Opens the CPU. Blocking: the AMX self-test alone takes 50 ms. Any thread.
 Status open_cpu_device(const DeviceOptions& options, std::shared_ptr<Device>& out);
 
 // What this build and machine offer, without opening anything.
 std::vector<IsaInfo> list_isas();
+std::vector<GpuListing> list_gpus();
 
 }  // namespace lapidary

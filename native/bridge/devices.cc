@@ -48,19 +48,21 @@ struct OpenJob {
   std::shared_ptr<CompletionQueue> completions;
 };
 
-// openDevice(threads, isa, guard) → Promise<handle>. On a thread of its own: self-tests take tens of milliseconds.
+// openDevice(kind, threads, isa, guard, unverified) → Promise<handle>. On a thread of its own: self-tests take tens of milliseconds.
 Napi::Value open_device(const Napi::CallbackInfo& info) {
   Environment& environment = Environment::of(info.Env());
   auto job = std::make_unique<OpenJob>();
-  const double threads = number_argument(info, 0);
+  job->options.kind = string_argument(info, 0);
+  const double threads = number_argument(info, 1);
   job->options.threads = threads >= -1e9 && threads <= 1e9 ? int(threads) : -1;
-  job->options.isa = string_argument(info, 1);
-  job->options.guard = boolean_argument(info, 2);
+  job->options.isa = string_argument(info, 2);
+  job->options.guard = boolean_argument(info, 3);
+  job->options.unverified = boolean_argument(info, 4);
   job->completion = std::make_unique<OpenCompletion>();
   job->completions = environment.completions;
   const auto entry = [](void* argument) -> void* {
     std::unique_ptr<OpenJob> job(static_cast<OpenJob*>(argument));
-    const Status status = open_cpu_device(job->options, job->completion->device);
+    const Status status = open_device(job->options, job->completion->device);
     job->completion->code = status.code();
     job->completion->message = status.message();
     job->completions->post(std::move(job->completion));
@@ -82,6 +84,22 @@ Napi::Value open_device(const Napi::CallbackInfo& info) {
 
 // listIsas() → [{ name, compiled, supported, active, reason? }]
 Napi::Value list_isas_callback(const Napi::CallbackInfo& info) { return to_array(info.Env(), list_isas()); }
+
+// listGpus() → [{ kind, name, driver, computeCapability, memory, reason? }]
+Napi::Value list_gpus_callback(const Napi::CallbackInfo& info) {
+  Napi::Array array = Napi::Array::New(info.Env());
+  for (const GpuListing& gpu : list_gpus()) {
+    Napi::Object object = Napi::Object::New(info.Env());
+    object.Set("kind", gpu.kind);
+    object.Set("name", gpu.name);
+    object.Set("driver", gpu.driver);
+    object.Set("computeCapability", gpu.compute_capability);
+    object.Set("memory", double(gpu.memory));
+    if (!gpu.reason.empty()) object.Set("reason", gpu.reason);
+    array.Set(array.Length(), object);
+  }
+  return array;
+}
 
 Napi::Value device_info(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -178,6 +196,7 @@ void wait_stream(const Napi::CallbackInfo& info) {
 void export_devices(Napi::Env env, Napi::Object exports) {
   exports.Set("openDevice", Napi::Function::New<open_device>(env));
   exports.Set("listIsas", Napi::Function::New<list_isas_callback>(env));
+  exports.Set("listGpus", Napi::Function::New<list_gpus_callback>(env));
   exports.Set("deviceInfo", Napi::Function::New<device_info>(env));
   exports.Set("deviceMemory", Napi::Function::New<device_memory>(env));
   exports.Set("releaseDevice", Napi::Function::New<release_device>(env));

@@ -143,6 +143,7 @@ Napi::Value map_tensor(const Napi::CallbackInfo& info) {
   if (status.ok()) status = offset_argument(info, 2, "Tensor.map", offset);
   BufferRef buffer;
   if (status.ok()) status = map_file(string_argument(info, 1), offset, storage_bytes(view), buffer);
+  if (status.ok()) status = (*device)->import_file(std::move(buffer), buffer);
   if (throw_if_error(info.Env(), status)) return {};
   view.data = buffer->data();
   return to_handle(environment, view, std::move(buffer), *device, false);

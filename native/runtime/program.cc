@@ -41,7 +41,11 @@ struct ReplayItem final : WorkItem {
     for (const Program::Patch& patch : self.patches_) {
       argument_view(self.calls_[patch.call]->call, patch.argument).data = bindings[patch.binding] + patch.offset;
     }
-    stream.execute(self.steps_.data(), self.steps_.size());
+    if (self.replay_) {
+      stream.replay(*self.replay_, bindings, self.steps_.data(), self.steps_.size());
+    } else {
+      stream.execute(self.steps_.data(), self.steps_.size());
+    }
   }
   std::shared_ptr<Program> program;
   std::vector<unsigned char*> bindings;  // base addresses of inputs, then of fresh outputs
@@ -180,6 +184,7 @@ Status Recorder::finish(const std::vector<BoundTensor>& outputs, const Program* 
       if (buffer && buffer->planned()) buffer.reset();
     }
   }
+  program->replay_ = stream_->device().make_replay();
   out = std::move(program);
   return {};
 }

@@ -71,6 +71,7 @@ class Program : public std::enable_shared_from_this<Program> {
   std::vector<BufferRef> mapped_files_;  // constants whose file may shrink
   std::vector<bool> written_inputs_;
   BufferRef arena_;
+  std::unique_ptr<Replay> replay_;  // of the stream's device; null: none
   ProgramInfo info_;
 };
 

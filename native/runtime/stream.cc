@@ -268,7 +268,16 @@ void Stream::complete_disposed(std::unique_ptr<Completion> completion) {
 void Stream::execute(const Step* steps, size_t count) {
   if (failed() || count == 0) return;
   ExecutionError failure;
-  if (device_->execute(steps, count, closing_, failure)) return;
+  if (!device_->execute(steps, count, closing_, failure)) fail(steps, failure);
+}
+
+void Stream::replay(Replay& replay, const std::vector<unsigned char*>& bindings, const Step* steps, size_t count) {
+  if (failed() || count == 0) return;
+  ExecutionError failure;
+  if (!device_->replay(replay, bindings, steps, count, closing_, failure)) fail(steps, failure);
+}
+
+void Stream::fail(const Step* steps, const ExecutionError& failure) {
   const char* op = contract(steps[failure.step].call->op).name;
   fail(failure.code, std::string(op) + ": " + failure.message);
 }

@@ -95,9 +95,11 @@ class Stream {
   void complete_disposed(std::unique_ptr<Completion> completion);
   // Executes, turning a failure into the sticky error.
   void execute(const Step* steps, size_t count);
+  void replay(Replay& replay, const std::vector<unsigned char*>& bindings, const Step* steps, size_t count);
 
  private:
   Stream(std::shared_ptr<Device> device, std::shared_ptr<CompletionSink> sink);
+  void fail(const Step* steps, const ExecutionError& failure);
   void run();
   void process(std::vector<std::unique_ptr<WorkItem>>& items);
   void recycle(std::vector<std::unique_ptr<WorkItem>>& items, size_t begin, size_t end);

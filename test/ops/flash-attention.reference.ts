@@ -34,6 +34,9 @@ const bf16Kind: Kind = {
   tanh: [4.3e-6, 3.8e-5],
 }
 
+/** On CUDA, where tanh is one instruction. */
+const cudaBf16Kind: Kind = { ...bf16Kind, tanh: [2 ** -10.9, 0] }
+
 /** Keys between two moves of the softmax reference or two partial results, at least. */
 const kLeastBlock = 64
 /** A reference moves by at least this, in powers of e or 2. */
@@ -45,16 +48,17 @@ export interface Expectation {
 }
 
 /**
- * By default bounds are those of the bf16 kind where kernels may be of it. With s̃ = s + δ, exponents x̃ = x + ε and weights
+ * Bounds are those of the bf16 kind where kernels of the device may be of it; `f32`: of the f32 kind throughout. With s̃ = s + δ, exponents x̃ = x + ε and weights
  * w̃ = w (1 + η), first for scores, then for the quotient:
  *
  *     |δ|   ≤ |scale| · (query + γ(headDim + 4)) · Σ|q||k| + tanh's
  *     |η|   ≤ e^ε − 1 + exponential, ε = |δ| + roundings of x and of x − m, + moves of the reference
  *     error ≤ Σ w |v| (η + weight + γ(n)) / l + |out| · (Σ w η / l + γ(n))
  */
-export function reference(c: Case, h: Inputs, exact = false): Expectation[] {
+export function reference(c: Case, h: Inputs, of: 'cpu' | 'cuda' | 'f32' = 'cpu'): Expectation[] {
   const dtype = kvDtypeOf(c)
-  const kind = !exact && (dtype === 'bf16' || dtype === 'i8') ? bf16Kind : f32Kind
+  const rounds = of !== 'f32' && (dtype === 'bf16' || dtype === 'i8')
+  const kind = !rounds ? f32Kind : of === 'cuda' ? cudaBf16Kind : bf16Kind
   const { queryHeads, kvHeads, headDim } = c
   const value = new Float64Array(tokensOf(c) * queryHeads * headDim)
   const error = new Float64Array(value.length)

@@ -14,7 +14,9 @@ opSuite<Case, Inputs>('flashAttention', {
   inputs: makeInputs,
   run: (c, t) => run(c, t),
   reference: (c, h) => reference(c, h),
+  cudaReference: (c, h) => reference(c, h, 'cuda'),
   control: { case: 'heads 3/1' },
+  emulated: { cases: 1000, elements: 2_000_000 },
 })
 
 type Device = Parameters<typeof upload>[0]
@@ -52,7 +54,7 @@ describe('flashAttention', () => {
         for (const queries of [[1], [33]]) {
           const c: Case = { name: '', ...base, queries, keys: [200], kvDtype }
           const h = makeInputs(c, Random.named('f32 kind'))
-          const [{ value, bound }] = reference(c, h, true) as [Expectation]
+          const [{ value, bound }] = reference(c, h, 'f32') as [Expectation]
           const result = compare(await valuesOf(run(c, uploadAll(device, h))), value, bound)
           expect(result.failures, JSON.stringify(result.worst)).toBe(0)
         }

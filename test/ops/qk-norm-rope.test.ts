@@ -9,6 +9,7 @@ import { reference, tableError } from './qk-norm-rope.reference.ts'
 
 opSuite<Case, Inputs>('qkNormRope', {
   ops: ['qk_norm_rope'],
+  emulated: { cases: 1000, elements: 2_000_000 },
   cases,
   inputs: makeInputs,
   run: (c, t) => run(c, t),

@@ -85,6 +85,7 @@ function bounded(parts: readonly { value: number; error: number }[]): Expected {
 
 opSuite<Case, Inputs>('logProbs', {
   ops: ['log_probs'],
+  emulated: { cases: 1000, elements: 2_000_000 },
   cases,
   inputs: (c, random) => ({
     logits: makeLogits(c.dtype ?? 'f32', c.rows, c.vocabulary + 2 * (c.margin ?? 0), c.kind ?? 'normal', random),

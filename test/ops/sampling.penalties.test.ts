@@ -80,6 +80,7 @@ const count = (random: Random) =>
 
 opSuite<AdjustCase, AdjustInputs>('adjustLogits', {
   ops: ['adjust_logits'],
+  emulated: { cases: 1000, elements: 2_000_000 },
   cases: adjustCases,
   inputs: (c, random) => {
     const columns = c.vocabulary + 2 * (c.margin ?? 0)

@@ -4,9 +4,9 @@
  */
 
 import { afterAll } from 'vitest'
-import { Device, type Isa, Tensor } from '../../lib/index.ts'
+import { Device, type GpuFamily, type Isa, Tensor } from '../../lib/index.ts'
 import { decode, type HostTensor } from './host-tensor.ts'
-import { expectedKernel } from './kernels.ts'
+import { expectedKernel, providedByCuda } from './kernels.ts'
 import { isPlain } from './numbers.ts'
 
 const probe = await Device.open('cpu', { threads: 1 })
@@ -54,13 +54,45 @@ export function isasFor(ops: readonly string[]): readonly Isa[] {
   return presentIsas.filter((isa, i) => i === 0 || own(isa))
 }
 
+/**
+ * LAPIDARY_TEST_CUDA: `emulated` (the default: the CUDA kernels on the host, where `npm run build:cuda-emulated` has built them), `real` (on
+ * the first GPU, for the acceptance run), or `off`.
+ */
+const cudaMode = process.env.LAPIDARY_TEST_CUDA ?? 'emulated'
+const cudaFamily: GpuFamily = cudaMode === 'real' ? 'sm80' : 'sm80_emulated'
+
+/** What of CUDA the suites visit, and why not. */
+export const cuda: { readonly family?: GpuFamily; readonly missing?: string } =
+  cudaMode === 'off' || asked
+    ? { missing: cudaMode === 'off' ? 'LAPIDARY_TEST_CUDA=off' : 'not in LAPIDARY_ISA' }
+    : await openCuda().then(
+        (device) => {
+          device.dispose()
+          return { family: cudaFamily }
+        },
+        (error: Error) => {
+          // An acceptance run without its GPU is no run.
+          if (cudaMode === 'real') throw error
+          return { missing: `${error.message} (for tests: npm run build:cuda-emulated)` }
+        },
+      )
+
+function openCuda(): Promise<Device> {
+  return Device.open('cuda', { isa: cudaFamily, guard: true, unverified: true })
+}
+
+/** The family of CUDA kernels to visit with these ops, where it has all of them. */
+export function cudaFor(ops: readonly string[]): GpuFamily | undefined {
+  return ops.every(providedByCuda) ? cuda.family : undefined
+}
+
 const open = new Map<string, Promise<Device>>()
 
-export function openDevice(isa: Isa, threads = 2): Promise<Device> {
+export function openDevice(isa: Isa | GpuFamily, threads = 2): Promise<Device> {
   const key = `${isa} ${threads}`
   let device = open.get(key)
   if (!device) {
-    device = Device.open('cpu', { isa, threads, guard: true })
+    device = isa === 'sm80' || isa === 'sm80_emulated' ? openCuda() : Device.open('cpu', { isa, threads, guard: true })
     open.set(key, device)
   }
   return device

@@ -48,3 +48,9 @@ export function expectedKernel(op: string, isa: string, supported: readonly stri
   if (!found) throw new Error(`no kernel source provides ${op} for ${isa}`)
   return found.name
 }
+
+/** Whether a source of native/kernels/cuda provides `op`. */
+export function providedByCuda(op: string): boolean {
+  const path = `${native}kernels/cuda/${stems.get(op)}.cu`
+  return existsSync(path) && new RegExp(`\\{\\s*OpId::${op}\\b`).test(readFileSync(path, 'utf8'))
+}

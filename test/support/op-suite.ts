@@ -11,6 +11,8 @@ import type { Device, Tensor } from '../../lib/index.ts'
 import { bitDifference, type Expected, mismatch } from './compare.ts'
 import {
   bestIsa,
+  cuda,
+  cudaFor,
   type Downloaded,
   download,
   fast,
@@ -39,12 +41,27 @@ export interface OpSuite<C extends { readonly name: string }, I extends Inputs> 
   readonly run: (c: C, tensors: OnDevice<I>, device: Device) => Tensor | readonly Tensor[]
   /** What each tensor that `run` returns must be. Naive loops in double precision, from the formula. */
   readonly reference: (c: C, inputs: I) => readonly Expected[]
+  /** The same with the bounds of the CUDA kernels, where the contract names others for them. */
+  readonly cudaReference?: (c: C, inputs: I) => readonly Expected[]
   /**
    * The case for the negative control; by default the first one that has float inputs. Name inputs that it does not depend on
    * in `insensitive`.
    */
   readonly control?: { readonly case?: string; readonly insensitive?: readonly (keyof I)[] }
+  /**
+   * What of the cases the emulated CUDA device runs: a thread of the GPU costs a fibre of the host. A GPU runs all of them.
+   * `cases`: how many at most, spread over all; default 16. `elements`: of the inputs of a case at most; default 20 000.
+   * `takes`: which cases are worth the time; default: all.
+   */
+  readonly emulated?: {
+    readonly cases?: number
+    readonly elements?: number
+    readonly takes?: (c: C) => boolean
+  }
 }
+
+const kEmulatedCases = 16
+const kEmulatedElements = 20_000
 
 /** How many elements of an input the negative control tries: some may lie where the op rightly does not look. */
 const kControlAttempts = 24
@@ -99,6 +116,8 @@ export function opSuite<C extends { readonly name: string }, I extends Inputs>(
       })
     }
 
+    cudaTests(name, suite, cases, prepare)
+
     test('negative control: a changed input element is noticed', async () => {
       const c = controlCase(name, suite, cases)
       const { inputs, expected } = prepare(c)
@@ -120,6 +139,56 @@ export function opSuite<C extends { readonly name: string }, I extends Inputs>(
     if (fast)
       test.skip(`LAPIDARY_TEST_FAST leaves out ${suite.cases.length - cases.length} of ${suite.cases.length} cases`)
   })
+}
+
+/** The cases on the CUDA device: each twice, which on the emulated one means two schedules. */
+function cudaTests<C extends { readonly name: string }, I extends Inputs>(
+  name: string,
+  suite: OpSuite<C, I>,
+  cases: readonly C[],
+  prepare: (c: C) => { readonly inputs: I; readonly expected: readonly Expected[] },
+): void {
+  const family = cudaFor(suite.ops)
+  if (!family) {
+    const why = cuda.missing ?? `no CUDA kernel of ${suite.ops.join(', ')}`
+    test.skip(`${cases.length} cases on CUDA: ${why}`)
+    return
+  }
+  const emulated = family === 'sm80_emulated'
+  const { cases: most = kEmulatedCases, elements = kEmulatedElements, takes = () => true } = suite.emulated ?? {}
+  const worth = emulated ? cases.filter(takes) : cases
+  const stride = emulated ? Math.ceil(worth.length / most) : 1
+  const chosen = worth.filter((_, i) => i % stride === 0)
+
+  for (const c of chosen) {
+    test(`${c.name} · ${family}`, async (context) => {
+      const { inputs, ...prepared } = prepare(c)
+      const expected = suite.cudaReference?.(c, inputs) ?? prepared.expected
+      const size = Object.values(inputs).reduce((sum, host) => sum + (host?.values.length ?? 0), 0)
+      if (emulated && size > elements) context.skip(`${size} elements are too many for the emulation`)
+      const device = await openDevice(family)
+      const first = await runOn(device, suite, c, inputs)
+      const second = await runOn(device, suite, c, inputs)
+      expect(first.length, 'outputs').toBe(expected.length)
+      for (const [i, result] of first.entries()) {
+        const where = first.length > 1 ? `output ${i}: ` : ''
+        const wrong = mismatch(result.values, expected[i]!, result.bytes)
+        if (wrong) expect.fail(`${where}${wrong}`)
+        const difference = bitDifference(second[i]!.bytes, result.bytes)
+        if (difference) expect.fail(`${where}two runs give different bits: ${difference}`)
+      }
+    })
+  }
+
+  test(`runs the kernels of ${family}`, async () => {
+    const { isa, kernels } = (await openDevice(family)).info()
+    expect(isa).toBe(family)
+    for (const op of suite.ops) expect(kernels[op], `kernel of ${op}`).toBe(family)
+  })
+
+  if (chosen.length < cases.length) {
+    test.skip(`the emulation leaves out ${cases.length - chosen.length} of ${cases.length} cases of ${name}`)
+  }
 }
 
 async function runOn<C extends { readonly name: string }, I extends Inputs>(
