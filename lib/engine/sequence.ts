@@ -2,6 +2,7 @@
  * A sequence: one prompt and the tokens generated after it, as the engine sees them.
  * @module
  */
+import type { ImageRun } from './image-runs.ts'
 import type { SequencePages } from './kv-pages.ts'
 import type { SamplingSettings } from './sampler.ts'
 
@@ -21,8 +22,13 @@ export interface TokenLogprobs {
 
 /** What a sequence is made of. */
 export interface SequenceRequest {
-  /** At least one token, each in the vocabulary, fewer than the context holds. */
+  /**
+   * At least one token, fewer than the context holds: each in the vocabulary, or for a soft token of an image a negative number that no
+   * other image has.
+   */
   readonly prompt: Int32Array
+  /** Where the prompt has images, in order. Default: none. */
+  readonly images?: readonly ImageRun[] | undefined
   /** Infinity: no limit but the context. */
   readonly maxTokens: number
   readonly sampling: SamplingSettings
@@ -34,6 +40,8 @@ export interface SequenceRequest {
   readonly onFinish: (reason: FinishReason) => void
   readonly onError: (error: unknown) => void
 }
+
+const noImages: readonly ImageRun[] = []
 
 /** The state of a request in the engine. */
 export class Sequence {
@@ -71,6 +79,10 @@ export class Sequence {
 
   get generated(): number {
     return this.#length - this.promptLength
+  }
+
+  get images(): readonly ImageRun[] {
+    return this.request.images ?? noImages
   }
 
   /** Tokens still to be computed before the next one can be sampled; 1 while it decodes. */
