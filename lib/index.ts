@@ -13,6 +13,7 @@ export { Device, type DeviceInfo, type DeviceListing, type DeviceOptions, type I
 export { type DType, type DTypeArray, type DTypeInfo, dtypes, type Layout } from './dtype.ts'
 export {
   bundledModel,
+  type ContentPart,
   type FinishReason,
   Gemma,
   type GemmaInfo,
@@ -21,6 +22,7 @@ export {
   Generation,
   type GenerationResult,
   type GenerationTimings,
+  type ImagePart,
   type KvDType,
   type KvMemory,
   type LogitsOptions,
@@ -29,6 +31,7 @@ export {
   type SamplingDefaults,
   type SamplingOptions,
   type TokenLogprobs,
+  type VideoPart,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
 export type { GemmaConfig } from './models/gemma/config.ts'
@@ -56,5 +59,9 @@ export {
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
 export { type PackedForm, Tensor } from './tensor.ts'
-export { type ChatMessage, ChatTemplate } from './tokenizer/chat.ts'
+export { type ChatMessage, ChatTemplate, type TextPart } from './tokenizer/chat.ts'
 export { Tokenizer } from './tokenizer/tokenizer.ts'
+export { decodeDataUrl, type ImageLimits, type ImageSource, type RawImage } from './vision/image-source.ts'
+export { isPublicAddress, type RemoteImageOptions, RemoteImages, type Resolve } from './vision/remote-images.ts'
+export { extractFrames, type VideoOptions } from './vision/video.ts'
+export type { PanAndScanOptions } from './vision/views.ts'

@@ -52,14 +52,16 @@ export async function decodeImage(image: ImageBytes, limits: CheckedLimits): Pro
   try {
     return await decodeFile(sharp, bytes, format, limits)
   } finally {
-    running--
-    waiting.shift()?.()
+    // The turn goes to whoever waits longest.
+    const next = waiting.shift()
+    if (next) next()
+    else running--
   }
 }
 
 async function turn(): Promise<void> {
-  if (running >= mostAtOnce) await new Promise<void>((resolve) => waiting.push(resolve))
-  running++
+  if (running < mostAtOnce) running++
+  else await new Promise<void>((resolve) => waiting.push(resolve))
 }
 
 async function decodeFile(

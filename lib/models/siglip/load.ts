@@ -128,7 +128,7 @@ class VisionLoader {
       format: 'stored',
       weight: { ...patch.weight, shape: [width, 3 * patchSize ** 2] },
     }
-    return {
+    const model: VisionTensors = {
       config,
       activations: this.#options.activations ?? (isF32 ? 'f32' : 'bf16'),
       headColumns: paddedColumns(config.headDim),
@@ -145,6 +145,8 @@ class VisionLoader {
         ),
       ),
     }
+    await this.#stream.synchronize()
+    return model
   }
 
   async #layer(stored: VisionLayerWeights): Promise<VisionLayer> {
