@@ -22,6 +22,7 @@ export {
 export { type DType, type DTypeArray, type DTypeInfo, dtypes, type Layout } from './dtype.ts'
 export {
   bundledModel,
+  type ContentPart,
   type FinishReason,
   Gemma,
   type GemmaInfo,
@@ -32,6 +33,7 @@ export {
   type GenerationTimings,
   Grammar,
   type GrammarSource,
+  type ImagePart,
   type KvDType,
   type KvMemory,
   type LogitsOptions,
@@ -41,6 +43,7 @@ export {
   type SamplingOptions,
   type ScoreOptions,
   type TokenLogprobs,
+  type VideoPart,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
 export type { GemmaConfig } from './models/gemma/config.ts'
@@ -68,5 +71,9 @@ export {
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
 export { type PackedForm, Tensor } from './tensor.ts'
-export { type ChatMessage, ChatTemplate } from './tokenizer/chat.ts'
+export { type ChatMessage, ChatTemplate, type TextPart } from './tokenizer/chat.ts'
 export { Tokenizer } from './tokenizer/tokenizer.ts'
+export { decodeDataUrl, type ImageLimits, type ImageSource, type RawImage } from './vision/image-source.ts'
+export { isPublicAddress, type RemoteImageOptions, RemoteImages, type Resolve } from './vision/remote-images.ts'
+export { extractFrames, type VideoOptions } from './vision/video.ts'
+export type { PanAndScanOptions } from './vision/views.ts'

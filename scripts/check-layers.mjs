@@ -25,9 +25,19 @@ const libRooms = {
   'lib/checkpoint': ['lib', 'lib/ops'],
   'lib/tokenizer': ['lib/errors.ts', 'lib/checkpoint'],
   'lib/models': ['lib', 'lib/ops', 'lib/checkpoint'],
-  'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer'],
-  'lib/server': ['lib', 'lib/tokenizer', 'lib/models', 'lib/engine'],
-  'lib/cli': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/server'],
+  'lib/vision': ['lib/errors.ts'],
+  'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer', 'lib/vision'],
+  'lib/server': ['lib', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/vision'],
+  'lib/cli': [
+    'lib',
+    'lib/ops',
+    'lib/checkpoint',
+    'lib/tokenizer',
+    'lib/models',
+    'lib/vision',
+    'lib/engine',
+    'lib/server',
+  ],
 }
 const faces = new Set(['lib/index.ts'])
 

@@ -25,6 +25,14 @@ export function openGguf(path: string, file: string): Checkpoint {
   return { ...assembleGguf(files, parts), path }
 }
 
+/**
+ * A GGUF file that holds a vision tower beside a text model: `mmproj`, whose architecture is `clip`.
+ * @throws ERR_FILE, ERR_CHECKPOINT_CORRUPT; ERR_CHECKPOINT_UNSUPPORTED for a file that is no projector.
+ */
+export function openProjector(file: string): Checkpoint {
+  return { ...assembleGguf([file], [withFile(file, parseGguf)], 'projector'), path: file }
+}
+
 function partsOf(file: string): string[] {
   const split = splitName(basename(file))
   if (!split) return [file]
@@ -45,7 +53,11 @@ function partsOf(file: string): string[] {
  * The checkpoint that parts make together. The first part's metadata is the checkpoint's.
  * @throws ERR_CHECKPOINT_CORRUPT if the parts do not belong together.
  */
-export function assembleGguf(files: readonly string[], parts: readonly GgufFile[]): Checkpoint {
+export function assembleGguf(
+  files: readonly string[],
+  parts: readonly GgufFile[],
+  kind: 'model' | 'projector' = 'model',
+): Checkpoint {
   const first = parts[0] as GgufFile
   const path = files[0] as string
   const tensors = new Map<string, StoredTensor>()
@@ -64,7 +76,7 @@ export function assembleGguf(files: readonly string[], parts: readonly GgufFile[
       `metadata key "split.tensors.count": expected ${tensors.size}, the tensors that the parts have, got ${total}`,
     )
   }
-  checkArchitecture(path, first.metadata)
+  checkArchitecture(path, first.metadata, kind)
   checkTokenizer(path, first.metadata)
   const config = Object.fromEntries([...first.metadata].map(([key, entry]) => [key, entry.value]))
   const template = first.metadata.get('tokenizer.chat_template')?.value
@@ -107,10 +119,13 @@ function describeEntry({ type, items, value }: GgufEntry): string {
   return items === undefined ? `${quote(String(value))} of type ${type}` : `an array of ${items}`
 }
 
-function checkArchitecture(path: string, metadata: ReadonlyMap<string, GgufEntry>): void {
+function checkArchitecture(path: string, metadata: ReadonlyMap<string, GgufEntry>, kind: 'model' | 'projector'): void {
   const entry = metadata.get('general.architecture')
   if (typeof entry?.value === 'string' && entry.value !== '') {
-    if (entry.value !== 'clip') return
+    if ((entry.value === 'clip') === (kind === 'projector')) return
+    if (kind === 'projector') {
+      throw unsupported(path, undefined, `expected a vision projector (architecture clip), got ${quote(entry.value)}`)
+    }
     throw unsupported(path, undefined, 'a vision or audio projector (architecture clip): open the text model beside it')
   }
   const got = entry ? describeEntry(entry) : 'no such key'

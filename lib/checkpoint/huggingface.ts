@@ -35,7 +35,9 @@ export function findInFolder(folder: string): string {
       `${folder}: expected ${indexName} beside ${safetensors.length} safetensors files, got none: name one of the files`,
     )
   }
-  const models = names.filter((name) => name.endsWith('.gguf') && (splitName(name)?.index ?? 1) === 1)
+  // A vision projector lies beside its model, and is none.
+  const isModel = (name: string) => name.endsWith('.gguf') && !/mmproj/i.test(name)
+  const models = names.filter((name) => isModel(name) && (splitName(name)?.index ?? 1) === 1)
   if (models.length === 1) return join(folder, models[0] as string)
   if (models.length > 1) {
     throw new LapidaryError(

@@ -73,6 +73,8 @@ export class AdjustRows implements Disposable {
     const counts = new Int32Array(this.#vocabularySize)
     for (let index = 0; index < sequence.length; index++) {
       const id = sequence.token(index)
+      // A soft token of an image is none of the vocabulary.
+      if (id < 0) continue
       counts[id] = index < sequence.promptLength ? (counts[id] as number) | promptBit : (counts[id] as number) + 1
     }
     return counts

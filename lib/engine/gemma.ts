@@ -6,16 +6,20 @@ import { fileURLToPath } from 'node:url'
 import { type Checkpoint, openCheckpoint } from '../checkpoint/checkpoint.ts'
 import { Device, type DeviceInfo } from '../device.ts'
 import { describeValue, LapidaryError } from '../errors.ts'
-import type { GemmaConfig } from '../models/gemma/config.ts'
+import { type GemmaConfig, gemmaConfig } from '../models/gemma/config.ts'
 import { encoder, encoderInput } from '../models/gemma/encoder.ts'
 import { GemmaModel } from '../models/gemma/load.ts'
+import { type FoundVision, findVision } from '../models/siglip/find.ts'
 import { scope } from '../scope.ts'
 import type { Stream } from '../stream.ts'
 import { type ChatMessage, ChatTemplate } from '../tokenizer/chat.ts'
 import { type EncodeOptions, Tokenizer } from '../tokenizer/tokenizer.ts'
+import { checkLimits } from '../vision/image-source.ts'
+import { type ContentPart, hasImagePart, hasImageParts } from './content.ts'
 import { Engine } from './engine.ts'
-import { Generation, type GenerationResult } from './generation.ts'
+import { Generation, type GenerationRequest, type GenerationResult } from './generation.ts'
 import { Grammar, type GrammarSource, Grammars } from './grammar.ts'
+import { ImageReader } from './image-reader.ts'
 import { KvCache, type KvMemory, kvMemory } from './kv-cache.ts'
 import {
   checkIds,
@@ -42,6 +46,7 @@ import { abortError, ScoreJob, scoreWindows } from './scoring.ts'
 import type { TokenLogprobs } from './sequence.ts'
 import { type ScoreKind, type Scores, StepRunner } from './step-runner.ts'
 
+export type { ContentPart, ImagePart, VideoPart } from './content.ts'
 export { Generation, type GenerationResult, type GenerationTimings, type Piece } from './generation.ts'
 export { Grammar, type GrammarSource } from './grammar.ts'
 export { type KvDType, type KvMemory, kvMemory } from './kv-cache.ts'
@@ -75,6 +80,19 @@ export interface GemmaInfo extends EngineSizes {
     readonly steps: number
     readonly preemptions: number
   }
+  /** How it sees images; undefined: it does not. */
+  readonly vision:
+    | {
+        /** The file or folder of the tower. */
+        readonly path: string
+        /** Pixels of a side: images are resized to a square. */
+        readonly imageSize: number
+        /** Soft tokens of an image. */
+        readonly imageTokens: number
+        /** Of the packed matrices, in memory; 0 until the first image comes. */
+        readonly weightBytes: number
+      }
+    | undefined
   /** Captured steps, and the memory of their intermediates. */
   readonly programs: { readonly programs: number; readonly arenaBytes: number }
   readonly device: DeviceInfo
@@ -85,13 +103,15 @@ interface Decoder {
   readonly cache: KvCache
   readonly runner: StepRunner
   readonly engine: Engine
+  /** Undefined where the model sees no images. */
+  readonly images: ImageReader | undefined
 }
 
 /** Texts of one call of the encoder hold about so many tokens. */
 const encoderBatchTokens = 2048
 
 /**
- * A Gemma model: Gemma 1, 2 or 3 for text, or EmbeddingGemma for vectors. Any number of requests may run at once; they share the
+ * A Gemma model: Gemma 1, 2 or 3 for text, Gemma 3 for images too, or EmbeddingGemma for vectors. Any number of requests may run at once; they share the
  * steps of one engine.
  *
  * @example
@@ -123,6 +143,7 @@ export class Gemma implements AsyncDisposable {
     device: Device,
     ownsDevice: boolean,
     options: GemmaOptions,
+    vision: FoundVision | undefined,
   ) {
     this.config = model.config
     this.tokenizer = tokenizer
@@ -136,7 +157,7 @@ export class Gemma implements AsyncDisposable {
     this.#stream = device.createStream()
     this.#stream.wait(device.stream)
     try {
-      this.#decoder = model.config.bidirectional ? undefined : this.#makeDecoder()
+      this.#decoder = model.config.bidirectional ? undefined : this.#makeDecoder(options, vision)
     } catch (error) {
       this.#stream.dispose()
       throw error
@@ -173,9 +194,11 @@ export class Gemma implements AsyncDisposable {
       : given
     let model: GemmaModel | undefined
     try {
+      checkLimits(options.images)
+      const vision = findVision(checkpoint, gemmaConfig(checkpoint), options.mmproj)
       model = await GemmaModel.load(device, checkpoint, options)
       if (signal?.aborted) throw abortError(signal)
-      return new Gemma(checkpoint, tokenizer, model, device, ownsDevice, options)
+      return new Gemma(checkpoint, tokenizer, model, device, ownsDevice, options, vision)
     } catch (error) {
       model?.dispose()
       if (ownsDevice) device.dispose()
@@ -204,6 +227,7 @@ export class Gemma implements AsyncDisposable {
       kvMemory: kvMemory(this.config, contextLength, kv),
       cache: this.#decoder?.cache.memory() ?? { reserved: 0, used: 0, cached: 0 },
       engine: this.#decoder?.engine.info() ?? { running: 0, waiting: 0, steps: 0, preemptions: 0 },
+      vision: this.#decoder?.images?.info(),
       programs: this.#decoder?.runner.info() ?? { programs: 0, arenaBytes: 0 },
       device: this.#device.info(),
     }
@@ -216,18 +240,33 @@ export class Gemma implements AsyncDisposable {
 
   /**
    * Continues a prompt. The generation begins at once, whether it is iterated or not.
-   * @param prompt Text, in front of which the bos token is put; or ids, taken as they are.
+   * @param prompt Text, in front of which the bos token is put; ids, taken as they are; or parts of text and images, as in a message.
    * @throws ERR_INVALID_ARGUMENT for a prompt that is empty or too long, ids outside the vocabulary, options out of range; ERR_BUSY if too
    *   many requests are waiting; ERR_DISPOSED.
    * @example
    * for await (const piece of gemma.stream('The king said', { temperature: 0.8, stop: '\n' })) process.stdout.write(piece.text)
    */
-  stream(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Generation {
+  stream(prompt: string | ArrayLike<number> | readonly ContentPart[], options: GenerateOptions = {}): Generation {
+    if (hasImagePart(prompt)) {
+      const images = this.#expectImages()
+      return this.#start((signal) => images.prompt(prompt, options, signal), options)
+    }
+    this.#checkOpen()
+    return this.#start(this.#ids(prompt, options.allowMarkers, this.#sizes.contextLength - 1), options)
+  }
+
+  #chatTemplate(): ChatTemplate {
+    this.#expectDecoder()
+    this.#template ??= ChatTemplate.for(this.#checkpoint, this.tokenizer)
+    return this.#template
+  }
+
+  #start(prompt: GenerationRequest['prompt'], options: GenerateOptions): Generation {
     const { engine } = this.#expectDecoder()
     const { vocabularySize } = this.config
     const { stopTokens } = options
     const request = {
-      prompt: this.#ids(prompt, options.allowMarkers, this.#sizes.contextLength - 1),
+      prompt,
       maxTokens: numberOption('maxTokens', options.maxTokens, maxTokensRange, Number.POSITIVE_INFINITY),
       sampling: resolveSampling(options, this.#defaults, vocabularySize),
       stopTokens: stopTokens === undefined ? this.#stopTokens : checkStopTokens(stopTokens),
@@ -260,7 +299,10 @@ export class Gemma implements AsyncDisposable {
   }
 
   /** Continues a prompt, and resolves to all of it. @throws (rejects) As `stream`; errors of the device. */
-  async generate(prompt: string | ArrayLike<number>, options: GenerateOptions = {}): Promise<GenerationResult> {
+  async generate(
+    prompt: string | ArrayLike<number> | readonly ContentPart[],
+    options: GenerateOptions = {},
+  ): Promise<GenerationResult> {
     return await this.stream(prompt, options).result
   }
 
@@ -268,11 +310,23 @@ export class Gemma implements AsyncDisposable {
    * Answers the last message of a conversation, in the model's own chat format. What earlier calls computed of the same
    * conversation is used again.
    * @throws As `stream`; ERR_INVALID_ARGUMENT for messages that the format does not allow.
+   *
+   * A message may hold images, and videos as frames with their times. They are read and encoded before the answer begins; what is wrong with
+   * one is what `result` rejects with: ERR_INVALID_ARGUMENT (no image, too large, too many for the context), ERR_DATA_CORRUPT, ERR_FILE,
+   * ERR_NATIVE_MISSING without the package sharp.
    * @example
    * for await (const piece of gemma.chat([{ role: 'user', content: 'Why is the sky blue?' }])) process.stdout.write(piece.text)
+   * @example
+   * const content = [{ type: 'image', image: 'photo.jpg' }, { type: 'text', text: 'What is this?' }]
+   * const { text } = await gemma.chat([{ role: 'user', content }]).result
    */
-  chat(messages: readonly ChatMessage[], options: GenerateOptions = {}): Generation {
-    return this.stream(this.tokenizeChat(messages, options), options)
+  chat(messages: readonly ChatMessage<ContentPart>[], options: GenerateOptions = {}): Generation {
+    if (!hasImageParts(messages)) {
+      return this.stream(this.tokenizeChat(messages as readonly ChatMessage[], options), options)
+    }
+    const template = this.#chatTemplate()
+    const images = this.#expectImages()
+    return this.#start((signal) => images.chat(template, messages, options, signal), options)
   }
 
   /**
@@ -283,10 +337,8 @@ export class Gemma implements AsyncDisposable {
     messages: readonly ChatMessage[],
     options: { readonly allowMarkers?: boolean | undefined } = {},
   ): Int32Array {
-    this.#expectDecoder()
-    this.#template ??= ChatTemplate.for(this.#checkpoint, this.tokenizer)
     const { allowMarkers = false } = options
-    return this.#template.encode(messages, { generationPrompt: true, allowMarkers })
+    return this.#chatTemplate().encode(messages, { generationPrompt: true, allowMarkers })
   }
 
   /**
@@ -416,6 +468,7 @@ export class Gemma implements AsyncDisposable {
   async #dispose(): Promise<void> {
     await this.#decoder?.engine[Symbol.asyncDispose]()
     await Promise.allSettled(this.#embedding)
+    await this.#decoder?.images?.[Symbol.asyncDispose]()
     this.#decoder?.runner.dispose()
     this.#decoder?.cache.dispose()
     this.#model.dispose()
@@ -423,13 +476,14 @@ export class Gemma implements AsyncDisposable {
     if (this.#ownsDevice) this.#device.dispose()
   }
 
-  #makeDecoder(): Decoder {
+  #makeDecoder(options: GemmaOptions, vision: FoundVision | undefined): Decoder {
     const { contextLength, maxSequences, maxQueue, kv, prefillChunk, pageTokens, cacheTokens, prefixCache } =
       this.#sizes
     const cache = new KvCache(this.#device, this.config, {
       dtype: kv,
       contextLength,
-      chunk: prefillChunk,
+      // An image is computed in one step.
+      chunk: Math.max(prefillChunk, vision?.config.imageTokens ?? 0),
       maxSequences,
       pageTokens,
       prefixCache,
@@ -442,7 +496,15 @@ export class Gemma implements AsyncDisposable {
       maxQueue,
       stepTokens: prefillChunk,
     })
-    return { cache, runner, engine }
+    const images =
+      vision &&
+      new ImageReader(this.#device, this.#stream, engine, vision, this.tokenizer, {
+        contextLength,
+        limits: checkLimits(options.images),
+        activations: this.#model.activations,
+        weights: options.weights,
+      })
+    return { cache, runner, engine, images }
   }
 
   async #score(
@@ -527,6 +589,17 @@ export class Gemma implements AsyncDisposable {
     throw new LapidaryError(
       'ERR_INVALID_ARGUMENT',
       `expected a model that generates text, got ${this.config.architecture}: it embeds texts`,
+    )
+  }
+
+  #expectImages(): ImageReader {
+    const { images } = this.#expectDecoder()
+    if (images) return images
+    const { path, format } = this.#checkpoint
+    const file = format === 'gguf' ? 'an mmproj file beside it or as the option mmproj' : 'a vision tower in its files'
+    throw new LapidaryError(
+      'ERR_INVALID_ARGUMENT',
+      `image: expected a model that sees images (Gemma 3 4B, 12B or 27B, with ${file}), got ${this.config.architecture} without: ${path}`,
     )
   }
 

@@ -6,6 +6,7 @@ import { LapidaryError } from '../errors.ts'
 import type { StreamDecoder } from '../tokenizer/stream-decoder.ts'
 import type { Engine } from './engine.ts'
 import type { TokenConstraint } from './grammar.ts'
+import type { ImageRun } from './image-runs.ts'
 import type { SamplingSettings } from './sampler.ts'
 import type { FinishReason, Sequence, TokenLogprobs } from './sequence.ts'
 import { StopStrings } from './stop-strings.ts'
@@ -39,8 +40,10 @@ export interface GenerationResult {
 
 /** In milliseconds. */
 export interface GenerationTimings {
-  /** From the request to its admission to the batch. */
+  /** From the request to its admission to the batch; images are read and encoded before it. */
   readonly queueMs: number
+  /** Of that, reading and encoding images; 0 without. */
+  readonly imageMs: number
   /** From there to the first token. */
   readonly prefillMs: number
   /** From the first token to the end. */
@@ -48,9 +51,16 @@ export interface GenerationTimings {
   readonly totalMs: number
 }
 
+/** @internal A prompt that is ready to be computed. */
+export interface ReadyPrompt {
+  readonly ids: Int32Array
+  readonly images?: readonly ImageRun[] | undefined
+}
+
 /** @internal What a generation is started with; everything checked. */
 export interface GenerationRequest {
-  readonly prompt: Int32Array
+  /** With images: a function that makes them ready. It rejects soon after its signal. */
+  readonly prompt: Int32Array | ((signal: AbortSignal) => Promise<ReadyPrompt>)
   readonly maxTokens: number
   readonly sampling: SamplingSettings
   readonly stopTokens: ReadonlySet<number>
@@ -78,7 +88,10 @@ export class Generation implements AsyncIterable<Piece> {
   /** Everything together, at the end. Rejects if the request failed; a request that was aborted resolves with what it has. */
   readonly result: Promise<GenerationResult>
   readonly #engine: Engine
-  readonly #sequence: Sequence
+  /** Undefined while images are made ready, and if that fails. */
+  #sequence: Sequence | undefined
+  readonly #preparation = new AbortController()
+  readonly #requestedAt: number = performance.now()
   readonly #request: GenerationRequest
   readonly #stops: StopStrings
   readonly #onAbort = (): void => this.cancel()
@@ -102,9 +115,37 @@ export class Generation implements AsyncIterable<Piece> {
     })
     // Whoever only iterates learns of a failure there.
     this.result.catch(() => {})
-    const { prompt, maxTokens, sampling, stopTokens, constraint, priority, signal } = request
-    this.#sequence = engine.submit({
-      prompt,
+    const { prompt, signal } = request
+    if (typeof prompt === 'function') void this.#prepare(prompt)
+    else this.#submit({ ids: prompt })
+    if (signal?.aborted) this.cancel()
+    else signal?.addEventListener('abort', this.#onAbort, { once: true })
+  }
+
+  /** Ends the generation now, with finish reason `abort`. Nothing happens if it has ended. */
+  cancel(): void {
+    if (this.#sequence) this.#engine.abort(this.#sequence)
+    else if (!this.#ended) {
+      this.#preparation.abort()
+      this.#finish('abort')
+    }
+  }
+
+  /** Submits the prompt once its images are ready, unless the generation has ended by then. */
+  async #prepare(prepare: (signal: AbortSignal) => Promise<ReadyPrompt>): Promise<void> {
+    try {
+      const prompt = await prepare(this.#preparation.signal)
+      if (!this.#ended) this.#submit(prompt)
+    } catch (error) {
+      if (!this.#ended) this.#fail(error)
+    }
+  }
+
+  #submit({ ids, images }: ReadyPrompt): void {
+    const { maxTokens, sampling, stopTokens, constraint, priority } = this.#request
+    this.#sequence = this.#engine.submit({
+      prompt: ids,
+      images,
       maxTokens,
       sampling,
       stopTokens,
@@ -114,13 +155,6 @@ export class Generation implements AsyncIterable<Piece> {
       onFinish: (reason) => this.#finish(reason),
       onError: (error) => this.#fail(error),
     })
-    if (signal?.aborted) this.cancel()
-    else signal?.addEventListener('abort', this.#onAbort, { once: true })
-  }
-
-  /** Ends the generation now, with finish reason `abort`. Nothing happens if it has ended. */
-  cancel(): void {
-    this.#engine.abort(this.#sequence)
   }
 
   /** The pieces, from the first one not yet taken. There is one sequence of pieces, however often this is called. */
@@ -159,27 +193,29 @@ export class Generation implements AsyncIterable<Piece> {
   }
 
   #finish(finishReason: FinishReason): void {
-    const { prompt, decoder, sampling } = this.#request
+    const { decoder, sampling } = this.#request
     const sequence = this.#sequence
     const { text, stopped } = this.#stops.push(decoder.end())
     const rest = stopped ? text : text + this.#stops.end()
     if (rest !== '') this.#emit({ text: rest, ids: [] })
     this.#end()
     const end = performance.now()
-    const admitted = sequence.admittedAt || end
-    const first = sequence.firstTokenAt || end
+    const submitted = sequence?.submittedAt ?? end
+    const admitted = sequence?.admittedAt || end
+    const first = sequence?.firstTokenAt || end
     this.#settle.resolve({
       text: this.#text,
       ids: this.#ids,
       finishReason,
-      promptTokens: prompt.length,
-      cachedTokens: sequence.cachedTokens,
+      promptTokens: sequence?.promptLength ?? 0,
+      cachedTokens: sequence?.cachedTokens ?? 0,
       tokens: this.#ids.length,
       timings: {
-        queueMs: admitted - sequence.submittedAt,
+        queueMs: admitted - this.#requestedAt,
+        imageMs: typeof this.#request.prompt === 'function' ? submitted - this.#requestedAt : 0,
         prefillMs: first - admitted,
         decodeMs: end - first,
-        totalMs: end - sequence.submittedAt,
+        totalMs: end - this.#requestedAt,
       },
       ...(sampling.logprobs !== undefined && { logprobs: this.#logprobs }),
     })
@@ -198,5 +234,7 @@ export class Generation implements AsyncIterable<Piece> {
   #end(): void {
     this.#ended = true
     this.#request.signal?.removeEventListener('abort', this.#onAbort)
+    // The engine disposes of what it was given.
+    if (!this.#sequence) this.#request.constraint?.dispose()
   }
 }

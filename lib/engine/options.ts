@@ -6,6 +6,7 @@ import type { Device, DeviceKind, GpuFamily, Isa } from '../device.ts'
 import { describeValue, LapidaryError } from '../errors.ts'
 import type { GemmaConfig } from '../models/gemma/config.ts'
 import type { GemmaLoadOptions } from '../models/gemma/load.ts'
+import type { ImageLimits } from '../vision/image-source.ts'
 import type { Grammar } from './grammar.ts'
 import { type KvDType, kvDtypes } from './kv-cache.ts'
 import { numberOption, positiveInteger, type SamplingOptions } from './sampler.ts'
@@ -45,6 +46,13 @@ export interface GemmaOptions extends GemmaLoadOptions {
   readonly cacheTokens?: number | undefined
   /** Whether what a request has computed is kept for others that begin alike, while memory lasts. Default true. */
   readonly prefixCache?: boolean | undefined
+  /**
+   * Of a GGUF model: the file of its vision tower; false: none is looked for. Default: a file beside the model whose name holds `mmproj` and
+   * that fits it. Hugging Face folders hold their own. The tower is loaded when the first image comes.
+   */
+  readonly mmproj?: string | false | undefined
+  /** What images may cost before they are refused. */
+  readonly images?: ImageLimits | undefined
 }
 
 /** Options of one generation. */

@@ -3,6 +3,7 @@
  * @module
  */
 import { LapidaryError } from '../errors.ts'
+import { lastPause, nextPause } from './image-runs.ts'
 import type { KvPages } from './kv-pages.ts'
 import type { Sequence } from './sequence.ts'
 
@@ -18,7 +19,10 @@ export interface StepEntry {
 export interface SchedulerOptions {
   /** Sequences that run at once. */
   readonly maxSequences: number
-  /** Tokens of one step: decoding sequences take one each, prompts share the rest in whole pages, at least one page. */
+  /**
+   * Tokens of one step: decoding sequences take one each, prompts share the rest in whole pages, at least one page. An image is computed
+   * whole: where its prompt is the oldest, also beyond this.
+   */
   readonly stepTokens: number
   /** Sequences that may wait. */
   readonly maxQueue: number
@@ -152,22 +156,25 @@ export class Scheduler {
     // However many decode, prompts advance.
     let budget = Math.max(this.#pages.pageTokens, this.#options.stepTokens - shares.size)
     const scarce = budget < prompts.length * this.#pages.pageTokens
+    const first = prompts[0]
     // Whoever needs less than an equal part leaves the rest to the others. Where there is not a page for each, the first go first.
     if (!scarce) prompts.sort((a, b) => a.pending - b.pending)
     prompts.forEach((sequence, index) => {
       const share = scarce ? Math.min(budget, this.#pages.pageTokens) : Math.ceil(budget / (prompts.length - index))
-      const count = this.#wholePages(sequence, share)
+      const count = this.#whole(sequence, share, sequence === first)
       budget -= count
       shares.set(sequence, count)
     })
     return shares
   }
 
-  /** At most `share` tokens of a prompt: up to its end, or to the end of a page. */
-  #wholePages({ computed, pending }: Sequence, share: number): number {
+  /** At most `share` tokens of a prompt: up to its end, or to the end of a page or image. With `advance` at least one of these. */
+  #whole({ computed, pending, images }: Sequence, share: number, advance: boolean): number {
     if (pending <= share) return pending
     const { pageTokens } = this.#pages
-    return Math.max(0, Math.floor((computed + share) / pageTokens) * pageTokens - computed)
+    const count = lastPause(images, computed, computed + share, pageTokens) - computed
+    if (count > 0 || !advance) return count
+    return Math.min(pending, nextPause(images, computed, pageTokens) - computed)
   }
 
   /** Pages for the next tokens of a sequence, at the expense of those after it. False if it had to be put back itself. */

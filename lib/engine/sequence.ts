@@ -3,6 +3,7 @@
  * @module
  */
 import type { TokenConstraint } from './grammar.ts'
+import type { ImageRun } from './image-runs.ts'
 import type { SequencePages } from './kv-pages.ts'
 import type { SamplingSettings } from './sampler.ts'
 
@@ -22,8 +23,13 @@ export interface TokenLogprobs {
 
 /** What a sequence is made of. */
 export interface SequenceRequest {
-  /** At least one token, each in the vocabulary, fewer than the context holds. */
+  /**
+   * At least one token, fewer than the context holds: each in the vocabulary, or for a soft token of an image a negative number that no
+   * other image has.
+   */
   readonly prompt: Int32Array
+  /** Where the prompt has images, in order. Default: none. */
+  readonly images?: readonly ImageRun[] | undefined
   /** Infinity: no limit but the context. */
   readonly maxTokens: number
   readonly sampling: SamplingSettings
@@ -39,6 +45,8 @@ export interface SequenceRequest {
   readonly onFinish: (reason: FinishReason) => void
   readonly onError: (error: unknown) => void
 }
+
+const noImages: readonly ImageRun[] = []
 
 /** The state of a request in the engine. */
 export class Sequence {
@@ -80,6 +88,10 @@ export class Sequence {
 
   get generated(): number {
     return this.#length - this.promptLength
+  }
+
+  get images(): readonly ImageRun[] {
+    return this.request.images ?? noImages
   }
 
   /** Tokens still to be computed before the next one can be sampled; 1 while it decodes. */

@@ -4,6 +4,7 @@
  */
 import type { StepInput } from '../models/gemma/forward.ts'
 import type { Tensor } from '../tensor.ts'
+import { type ImageRun, runAt, runFrom } from './image-runs.ts'
 import type { SequencePages } from './kv-pages.ts'
 import type { SamplingSettings } from './sampler.ts'
 
@@ -21,6 +22,8 @@ export interface StepShape {
   readonly localWidth: number
   /** Words of a row's mask of tokens; 0: all tokens are allowed. */
   readonly maskWords: number
+  /** Whether some of the tokens are images': visible keys and soft tokens are told. 0: none; else the columns of a soft token. */
+  readonly softColumns: number
 }
 
 /** Part of a sequence in a step. */
@@ -30,18 +33,28 @@ export interface PlannedPart {
   readonly count: number
   /** Tokens from here on were generated, and computed one by one. */
   readonly promptLength: number
+  /** Of the whole sequence, in order. Default: none. */
+  readonly images?: readonly ImageRun[] | undefined
+}
+
+/** Whether a part has soft tokens. */
+export function hasImages({ images = [], start, count }: PlannedPart): boolean {
+  const run = runFrom(images, start)
+  return run !== undefined && run.start < start + count
 }
 
 /**
  * The end of the span that begins at `position`. The queries of a span form a sequence of their own for attention: those of one page
- * of a prompt, or a single generated token. Sums of attention are rounded in an order that depends on which queries are
+ * of a prompt (or of its part before, in or after an image), or a single generated token. Sums of attention are rounded in an order that depends on which queries are
  * computed together. Spans are the same however a prompt is cut into steps, whoever shares them, whether a prefix was found, and when a
  * sequence is computed again; so are the results, bit for bit, where matmul's rows do not depend on their number.
  */
-function spanEnd({ pages, start, count, promptLength }: PlannedPart, position: number): number {
+function spanEnd({ pages, start, count, promptLength, images = [] }: PlannedPart, position: number): number {
   if (position >= promptLength) return position + 1
   const page = (Math.floor(position / pages.pageTokens) + 1) * pages.pageTokens
-  return Math.min(page, promptLength, start + count)
+  const run = runFrom(images, position)
+  const pause = run === undefined ? page : run.start <= position ? run.end : run.start
+  return Math.min(page, pause, promptLength, start + count)
 }
 
 /** How many spans there are in parts. */
@@ -76,8 +89,15 @@ const sections = [
   'targets',
   'adjustRows',
   'mask',
+  'globalLow',
+  'globalHigh',
+  'localLow',
+  'localHigh',
 ] as const
 type Section = (typeof sections)[number]
+
+/** What the embedding takes for no token. */
+const noToken = -1
 
 type RowSettings = Pick<
   SamplingSettings,
@@ -93,11 +113,14 @@ export class StepPlan {
   readonly shape: StepShape
   readonly integers: Int32Array
   readonly floats: Float32Array
+  /** [tokens, softColumns] */
+  readonly soft: Float32Array
   readonly #start: Readonly<Record<Section, number>>
 
   constructor(shape: StepShape) {
     this.shape = shape
-    const { tokens, sequences, rows, globalWidth, localWidth, maskWords } = shape
+    const { tokens, sequences, rows, globalWidth, localWidth, maskWords, softColumns } = shape
+    const visible = softColumns === 0 ? 0 : tokens
     const sizes: Record<Section, number> = {
       ids: tokens,
       positions: tokens,
@@ -112,6 +135,10 @@ export class StepPlan {
       targets: rows,
       adjustRows: rows,
       mask: rows * maskWords,
+      globalLow: visible,
+      globalHigh: visible,
+      localLow: localWidth === 0 ? 0 : visible,
+      localHigh: localWidth === 0 ? 0 : visible,
     }
     let end = 0
     const starts: Partial<Record<Section, number>> = {}
@@ -122,11 +149,16 @@ export class StepPlan {
     this.#start = starts as Record<Section, number>
     this.integers = new Int32Array(end)
     this.floats = new Float32Array(rows * (samplingColumns + penaltyColumns))
+    this.soft = new Float32Array(tokens * softColumns)
   }
 
-  /** Writes tokens, places and pages of the parts, one after the other; rows are left to the caller. */
-  fill(parts: readonly PlannedPart[], token: (part: number, index: number) => number): void {
-    const { tokens, sequences, globalWidth, localWidth } = this.shape
+  /**
+   * Writes tokens, places and pages of the parts, one after the other; rows are left to the caller.
+   * @param token Token `index` of a part's sequence; a negative one is an image's.
+   * @param window Of local layers. Needed where there are images.
+   */
+  fill(parts: readonly PlannedPart[], token: (part: number, index: number) => number, window = 0): void {
+    const { tokens, sequences, globalWidth, localWidth, softColumns } = this.shape
     const { integers } = this
     const at = this.#start
     let row = 0
@@ -137,15 +169,17 @@ export class StepPlan {
       const last = part.start + part.count
       for (let position = part.start; position < last; span++) {
         const end = spanEnd(part, position)
+        const seen = runAt(part.images ?? [], position)
         integers[at.queryStarts + span] = row
-        integers[at.keyLengths + span] = end
+        integers[at.keyLengths + span] = seen?.end ?? end
         integers.set(pages.global, at.globalPages + span * globalWidth)
         integers.set(pages.local, at.localPages + span * localWidth)
         for (; position < end; position++, row++) {
-          integers[at.ids + row] = token(index, position)
+          integers[at.ids + row] = Math.max(token(index, position), noToken)
           integers[at.positions + row] = position
           integers[at.globalSlots + row] = pages.globalSlot(position)
           if (localWidth > 0) integers[at.localSlots + row] = pages.localSlot(position)
+          if (softColumns > 0) this.#see(row, position, seen, window)
         }
       }
     }
@@ -155,6 +189,31 @@ export class StepPlan {
     integers.fill(0, at.positions + row, at.positions + tokens)
     integers.fill(-1, at.globalSlots + row, at.globalSlots + tokens)
     if (localWidth > 0) integers.fill(-1, at.localSlots + row, at.localSlots + tokens)
+    if (softColumns === 0) return
+    for (const section of ['globalLow', 'globalHigh', 'localLow', 'localHigh'] as const) {
+      if (localWidth > 0 || !section.startsWith('local')) integers.fill(0, at[section] + row, at[section] + tokens)
+    }
+    this.soft.fill(0, row * softColumns)
+  }
+
+  /** What a token sees: the keys before it, and of an image all of its own. */
+  #see(row: number, position: number, run: ImageRun | undefined, window: number): void {
+    const { localWidth, softColumns } = this.shape
+    const { integers, soft } = this
+    const at = this.#start
+    const high = run?.end ?? position + 1
+    integers[at.globalLow + row] = 0
+    integers[at.globalHigh + row] = high
+    if (localWidth > 0) {
+      integers[at.localLow + row] = Math.min(Math.max(0, position + 1 - window), run?.start ?? position)
+      integers[at.localHigh + row] = high
+    }
+    if (run) {
+      const from = (position - run.start) * softColumns
+      soft.set(run.soft.subarray(from, from + softColumns), row * softColumns)
+    } else {
+      soft.fill(0, row * softColumns, (row + 1) * softColumns)
+    }
   }
 
   /** One number of a section. */
@@ -185,14 +244,20 @@ export class StepPlan {
   }
 
   /** The tensors that a captured step reads, as views of its inputs. */
-  tensors(plan: Tensor, settings: Tensor): StepTensors {
-    const { tokens, sequences, rows, allRows, globalWidth, localWidth, maskWords } = this.shape
+  tensors(plan: Tensor, settings: Tensor, soft?: Tensor): StepTensors {
+    const { tokens, sequences, rows, allRows, globalWidth, localWidth, maskWords, softColumns } = this.shape
     const take = (section: Section, ...shape: number[]): Tensor => {
       const start = this.#start[section]
       const size = shape.reduce((product, dim) => product * dim, 1)
       return plan.slice(start, start + size).reshape(shape)
     }
-    const global = { slots: take('globalSlots', tokens), pages: take('globalPages', sequences, globalWidth) }
+    const visible = (low: Section, high: Section) =>
+      softColumns === 0 ? {} : { keyLow: take(low, tokens), keyHigh: take(high, tokens) }
+    const global = {
+      slots: take('globalSlots', tokens),
+      pages: take('globalPages', sequences, globalWidth),
+      ...visible('globalLow', 'globalHigh'),
+    }
     return {
       input: {
         ids: take('ids', tokens),
@@ -203,7 +268,12 @@ export class StepPlan {
         local:
           localWidth === 0
             ? global
-            : { slots: take('localSlots', tokens), pages: take('localPages', sequences, localWidth) },
+            : {
+                slots: take('localSlots', tokens),
+                pages: take('localPages', sequences, localWidth),
+                ...visible('localLow', 'localHigh'),
+              },
+        soft: softColumns === 0 ? undefined : soft,
         rows: allRows ? undefined : take('rows', rows),
       },
       state: take('state', rows, 2),

@@ -6,7 +6,7 @@ import type { Device } from '../device.ts'
 import { decoder, logits } from '../models/gemma/forward.ts'
 import type { ModelTensors } from '../models/gemma/model.ts'
 import { adjustLogits, argmax, countTokens, logProbs, sample } from '../ops/sampling.ts'
-import { Program } from '../program.ts'
+import { Program, type TensorSpec } from '../program.ts'
 import type { Stream } from '../stream.ts'
 import type { Tensor } from '../tensor.ts'
 import { AdjustRows } from './adjust-rows.ts'
@@ -15,7 +15,15 @@ import type { SequencePages } from './kv-pages.ts'
 import { hasPenalties } from './sampler.ts'
 import type { StepEntry } from './scheduler.ts'
 import type { Sequence, TokenLogprobs } from './sequence.ts'
-import { countSpans, type PlannedPart, padded, StepPlan, type StepShape, type StepTensors } from './step-plan.ts'
+import {
+  countSpans,
+  hasImages,
+  type PlannedPart,
+  padded,
+  StepPlan,
+  type StepShape,
+  type StepTensors,
+} from './step-plan.ts'
 
 /** What a step gave: one token for each entry that samples, in order. */
 export interface StepResult {
@@ -111,17 +119,17 @@ export class StepRunner implements StepExecutor, Disposable {
     const decodes = sampled.length === entries.length && entries.every((entry) => entry.count === 1)
     const tokens = padded(entries.reduce((sum, entry) => sum + entry.count, 0))
     const shape = decodes
-      ? this.#shape(tokens, tokens, tokens, true, variant.masked)
-      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false, variant.masked)
+      ? this.#shape(tokens, tokens, tokens, true, parts, variant.masked)
+      : this.#shape(tokens, padded(countSpans(parts)), padded(sampled.length), false, parts, variant.masked)
     // Made outside the capture, which would take them for intermediates.
     const { counts, bias } = this.#adjust.tensors(variant.penalties, variant.bias)
     const key = `${variant.greedy} ${variant.penalties} ${variant.bias} ${variant.top}`
     const { plan, program } = this.#captured(shape, key, (tensors, hidden) =>
       this.#sample(tensors, hidden, variant, counts, bias),
     )
-    plan.fill(parts, (part, index) => (entries[part] as StepEntry).sequence.token(index))
+    this.#fill(plan, parts, (part, index) => (entries[part] as StepEntry).sequence.token(index))
     this.#fillRows(plan, entries, variant)
-    const outputs = await program.execute(plan.integers, plan.floats)
+    const outputs = await program.execute(...inputsOf(plan))
     return stepResult(sampled, variant, outputs)
   }
 
@@ -142,7 +150,7 @@ export class StepRunner implements StepExecutor, Disposable {
     const top = kind === 'logits' ? 0 : topSize(wantedTop, vocabularySize)
     const size = padded(part.count)
     const allRows = rows === part.count
-    const shape = this.#shape(size, padded(countSpans([part])), allRows ? size : padded(rows), allRows)
+    const shape = this.#shape(size, padded(countSpans([part])), allRows ? size : padded(rows), allRows, [part])
     const block = Math.max(1, Math.floor(this.#scoreBlock / vocabularySize))
     const { plan, program } = this.#captured(shape, `${kind} ${top}`, ({ targets: wanted }, hidden) =>
       blocks(shape.rows, block, (start, end) => {
@@ -152,12 +160,12 @@ export class StepRunner implements StepExecutor, Disposable {
         return top === 0 ? [chosen] : [chosen, ids, values]
       }),
     )
-    plan.fill([part], (_, index) => tokens[index] as number)
+    this.#fill(plan, [part], (_, index) => tokens[index] as number)
     for (let row = 0; row < shape.rows; row++) {
       plan.set('rows', row, Math.min(part.count - rows + row, part.count - 1))
       plan.set('targets', row, targets?.[row] ?? 0)
     }
-    const outputs = await program.execute(plan.integers, plan.floats)
+    const outputs = await program.execute(...inputsOf(plan))
     const parts = top === 0 ? 1 : 3
     const take = <T extends Int32Array | Float32Array>(into: T, which: number): T => {
       let at = 0
@@ -210,10 +218,23 @@ export class StepRunner implements StepExecutor, Disposable {
     this.dispose()
   }
 
-  #shape(tokens: number, sequences: number, rows: number, allRows: boolean, masked = false): StepShape {
+  #shape(
+    tokens: number,
+    sequences: number,
+    rows: number,
+    allRows: boolean,
+    parts: readonly PlannedPart[],
+    masked = false,
+  ): StepShape {
     const { global, local } = this.#cache.pages.widths
-    const maskWords = masked ? Math.ceil(this.#model.config.vocabularySize / 32) : 0
-    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local, maskWords }
+    const { vocabularySize, hiddenSize } = this.#model.config
+    const maskWords = masked ? Math.ceil(vocabularySize / 32) : 0
+    const softColumns = parts.some(hasImages) ? hiddenSize : 0
+    return { tokens, sequences, rows, allRows, globalWidth: global, localWidth: local, maskWords, softColumns }
+  }
+
+  #fill(plan: StepPlan, parts: readonly PlannedPart[], token: Parameters<StepPlan['fill']>[1]): void {
+    plan.fill(parts, token, this.#cache.pages.window)
   }
 
   /** The program of a shape and variant: the one at hand, or a new one in place of the least recently used. */
@@ -222,7 +243,8 @@ export class StepRunner implements StepExecutor, Disposable {
     variant: string,
     finish: (tensors: StepTensors, hidden: Tensor) => readonly Tensor[],
   ): Captured {
-    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${shape.maskWords} ${variant}`
+    const { maskWords, softColumns } = shape
+    const key = `${shape.tokens} ${shape.sequences} ${shape.rows} ${shape.allRows} ${maskWords} ${softColumns} ${variant}`
     let captured = this.#programs.get(key)
     if (captured) {
       this.#programs.delete(key)
@@ -246,9 +268,12 @@ export class StepRunner implements StepExecutor, Disposable {
         [
           { shape: [plan.integers.length], dtype: 'i32' },
           { shape: [plan.floats.length], dtype: 'f32' },
+          ...(shape.softColumns === 0
+            ? []
+            : [{ shape: [shape.tokens, shape.softColumns], dtype: 'f32' } as const satisfies TensorSpec]),
         ],
-        (integers, floats): readonly Tensor[] => {
-          const tensors = plan.tensors(integers as Tensor, floats as Tensor)
+        (integers, floats, soft): readonly Tensor[] => {
+          const tensors = plan.tensors(integers as Tensor, floats as Tensor, soft)
           const hidden = decoder(this.#model, tensors.input, this.#cache.layers)
           return shape.rows === 0 ? [] : finish(tensors, hidden)
         },
@@ -321,7 +346,13 @@ const neutral: Parameters<StepPlan['setSampling']>[1] = {
 }
 
 function partOf({ sequence, start, count }: StepEntry): PlannedPart {
-  return { pages: sequence.pages as SequencePages, start, count, promptLength: sequence.promptLength }
+  const { promptLength, images } = sequence
+  return { pages: sequence.pages as SequencePages, start, count, promptLength, images }
+}
+
+/** What a captured step takes. */
+function inputsOf({ integers, floats, soft }: StepPlan): ArrayBufferView[] {
+  return soft.length > 0 ? [integers, floats, soft] : [integers, floats]
 }
 
 function variantOf(sequences: readonly Sequence[], vocabularySize: number): StepVariant {

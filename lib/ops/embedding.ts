@@ -26,11 +26,11 @@ export interface EmbeddingOptions {
 /**
  * out[t] = scale · table[ids[t]].
  *
- * @param ids i32 [tokens]
+ * @param ids i32 [tokens]; −1 is no token: a row of zeros, to which something else may be added.
  * @param table [vocabulary, hiddenSize] of any stored dtype (plain rows may be strided), or packed by `packWeights`, so that a tied
  *   output matrix serves both ends.
  * @returns f32 or bf16 [tokens, hiddenSize]
- * @throws ERR_DTYPE_UNSUPPORTED, ERR_SHAPE_MISMATCH; when the stream reaches the call, ERR_INDEX_OUT_OF_RANGE for an id outside the table
+ * @throws ERR_DTYPE_UNSUPPORTED, ERR_SHAPE_MISMATCH; when the stream reaches the call, ERR_INDEX_OUT_OF_RANGE for another id outside the table
  *   (its row is zeros).
  * @example
  * const hidden = embedding(ids, table, { scale: 50.5, outputDtype: 'bf16' })

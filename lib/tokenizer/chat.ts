@@ -9,11 +9,28 @@ import { guard, wellFormed } from './guards.ts'
 import { Trust } from './matcher.ts'
 import type { Tokenizer } from './tokenizer.ts'
 
-/** One message of a conversation. `assistant` and `model` mean the same. */
-export interface ChatMessage {
-  readonly role: 'system' | 'user' | 'assistant' | 'model'
-  readonly content: string | readonly { type: 'text'; text: string }[]
+/** Text as a part of a message. */
+export interface TextPart {
+  readonly type: 'text'
+  readonly text: string
 }
+
+/**
+ * One message of a conversation. `assistant` and `model` mean the same.
+ * @typeParam Part What its content is made of, where it is no string.
+ */
+export interface ChatMessage<Part extends { readonly type: string } = TextPart> {
+  readonly role: 'system' | 'user' | 'assistant' | 'model'
+  readonly content: string | readonly Part[]
+}
+
+/** @internal Where an image stands: the template writes `<start_of_image>` for it. */
+export interface ImagePlace {
+  readonly type: 'image'
+}
+
+/** @internal What a template writes for an image. */
+export const imageMarker = '<start_of_image>'
 
 export interface ChatOptions {
   /** End with the beginning of the model's turn. Default: true. */
@@ -30,7 +47,9 @@ const roles = ['system', 'user', 'assistant', 'model']
 const turns = `
 {%- macro text(content) -%}
   {%- if content is string -%}{{ content | trim }}
-  {%- else -%}{%- for part in content -%}{{ part.text | trim }}{%- endfor -%}{%- endif -%}
+  {%- else -%}{%- for part in content -%}
+    {%- if part.type == 'image' -%}{{ '<start_of_image>' }}{%- else -%}{{ part.text | trim }}{%- endif -%}
+  {%- endfor -%}{%- endif -%}
 {%- endmacro -%}
 {%- for message in loop_messages -%}
   {%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
@@ -104,18 +123,27 @@ export class ChatTemplate {
    *   ERR_CHECKPOINT_UNSUPPORTED if the template cannot be run.
    */
   encode(messages: readonly ChatMessage[], options: ChatEncodeOptions = {}): Int32Array {
+    const text = this.#renderGuarded(messages, options, false)
+    return withBosOnce(this.#tokenizer.encodeGuarded(text), this.#tokenizer.bos)
+  }
+
+  /**
+   * @internal The conversation as text with guards (guards.ts), of which messages may have images: {@link imageMarker} stands for each, and
+   * nothing in the contents is taken for one.
+   * @throws as {@link encode}
+   */
+  renderGuarded(messages: readonly ChatMessage<TextPart | ImagePlace>[], options: ChatEncodeOptions = {}): string {
+    return this.#renderGuarded(messages, options, true)
+  }
+
+  #renderGuarded(
+    messages: readonly ChatMessage<TextPart | ImagePlace>[],
+    { generationPrompt = true, allowMarkers = false }: ChatEncodeOptions,
+    images: boolean,
+  ): string {
     const matcher = this.#tokenizer.matcher
-    const trust = options.allowMarkers ? Trust.markers : Trust.text
-    const text = this.#render(messages, options.generationPrompt ?? true, (content) => guard(content, matcher, trust))
-    const { bos } = this.#tokenizer
-    const ids = this.#tokenizer.encodeGuarded(text)
-    let start = 0
-    while (start < ids.length && ids[start] === bos) start += 1
-    if (start === 1) return ids
-    const once = new Int32Array(ids.length - start + 1)
-    once[0] = bos
-    once.set(ids.subarray(start), 1)
-    return once
+    const trust = allowMarkers ? Trust.markers : Trust.text
+    return this.#render(messages, generationPrompt, (content) => guard(content, matcher, trust), images)
   }
 
   /**
@@ -128,8 +156,13 @@ export class ChatTemplate {
     return this.#render(messages, options.generationPrompt ?? true, wellFormed)
   }
 
-  #render(messages: readonly ChatMessage[], generationPrompt: boolean, prepare: (content: string) => string): string {
-    const checked = checkMessages(messages, prepare)
+  #render(
+    messages: readonly ChatMessage<TextPart | ImagePlace>[],
+    generationPrompt: boolean,
+    prepare: (content: string) => string,
+    images = false,
+  ): string {
+    const checked = checkMessages(messages, prepare, images)
     try {
       this.#template ??= new Template(ownRaise + wellFormed(this.#source))
       return this.#template.render({
@@ -151,12 +184,27 @@ export class ChatTemplate {
   }
 }
 
-function checkMessages(messages: readonly ChatMessage[], prepare: (content: string) => string): unknown[] {
+/** @internal Ids with bos once at the start, however many there are. */
+export function withBosOnce(ids: Int32Array, bos: number): Int32Array {
+  let start = 0
+  while (start < ids.length && ids[start] === bos) start += 1
+  if (start === 1) return ids
+  const once = new Int32Array(ids.length - start + 1)
+  once[0] = bos
+  once.set(ids.subarray(start), 1)
+  return once
+}
+
+function checkMessages(
+  messages: readonly ChatMessage<TextPart | ImagePlace>[],
+  prepare: (content: string) => string,
+  images: boolean,
+): unknown[] {
   if (!Array.isArray(messages) || messages.length === 0) {
     const got = Array.isArray(messages) ? 'none' : describeValue(messages)
     throw new LapidaryError('ERR_INVALID_ARGUMENT', `messages: expected at least one message, got ${got}`)
   }
-  return messages.map((message: ChatMessage | undefined, index) => {
+  return messages.map((message: ChatMessage<TextPart | ImagePlace> | undefined, index) => {
     const fail = (problem: string): never => {
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `messages[${index}]${problem}`)
     }
@@ -168,12 +216,13 @@ function checkMessages(messages: readonly ChatMessage[], prepare: (content: stri
     if (typeof content === 'string') return { role, content: prepare(content) }
     if (!Array.isArray(content)) fail(`.content: expected a string or an array of parts, got ${describeValue(content)}`)
     const parts = content.map((part: { type?: unknown; text?: unknown } | null, at) => {
+      if (images && part?.type === 'image') return { type: 'image' }
       if (part?.type !== 'text' || typeof part.text !== 'string') {
         fail(`.content[${at}]: expected { type: 'text', text }, got ${JSON.stringify(part) ?? describeValue(part)}`)
       }
       return { type: 'text', text: prepare((part as { text: string }).text) }
     })
     // Templates of text models take strings only.
-    return { role, content: parts.length === 1 ? parts[0]!.text : parts }
+    return { role, content: parts.length === 1 && parts[0]!.text !== undefined ? parts[0]!.text : parts }
   })
 }

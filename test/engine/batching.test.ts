@@ -72,6 +72,49 @@ test.each([1, 2, 3])('answers survive preemption under a tiny page budget, seed 
   expect(heldPages(host.pages)).toEqual({ global: 0, local: 0 })
 })
 
+test.each([
+  { name: 'rings of several pages', options: { pageTokens: 4, window: 10, stepTokens: 16 } },
+  {
+    name: 'images longer than a step',
+    options: { pageTokens: 4, window: 10, stepTokens: 5, chunk: 8, localPages: 300 },
+  },
+  { name: 'pages of one token', options: { pageTokens: 1, window: 8, stepTokens: 9 } },
+  { name: 'global layers only', options: { pageTokens: 4, window: 0, stepTokens: 16 } },
+  {
+    name: 'a tiny page budget',
+    options: { contextLength: 120, maxSequences: 6, globalPages: 30, localPages: 9, chunk: 16 },
+  },
+])('sequences with images get the answers of each alone, and no image is split: $name', async ({ name, options }) => {
+  const random = Random.named(`images ${name}`)
+  const requests = Array.from({ length: 16 }, () => {
+    const prompt = randomPrompt(random, random.integer(1, 12))
+    const images: [number, number][] = []
+    for (let count = random.integer(0, 4); count > 0; count--) {
+      const content = -1 - random.integer(1, 4)
+      images.push([prompt.length, prompt.length + 7])
+      prompt.push(...Array.from({ length: 7 }, () => content), ...randomPrompt(random, random.integer(1, 6)))
+    }
+    return { prompt, images }
+  })
+  // Later turns of the same conversations.
+  for (const { prompt, images } of requests.slice(0, 8)) {
+    requests.push({ prompt: [...prompt, ...randomPrompt(random, random.integer(1, 20))], images })
+  }
+  const counts = requests.map(() => random.integer(1, 20))
+  const host = fakeEngine(options)
+  const pending = []
+  for (const [index, request] of requests.entries()) {
+    pending.push(host.submit({ ...request, maxTokens: counts[index]! }).answer)
+    for (let wait = random.integer(0, 5); wait > 0; wait--) await new Promise((resolve) => setImmediate(resolve))
+  }
+  const answers = await Promise.all(pending)
+  const expected = requests.map(({ prompt }, i) => continuation(prompt, counts[i]!, options.window ?? 10))
+  expect(answers.map(({ ids }) => ids)).toEqual(expected)
+  if (name === 'a tiny page budget') expect(host.engine.info().preemptions).toBeGreaterThan(0)
+  else expect(Math.max(...answers.map(({ cached }) => cached))).toBeGreaterThan(0)
+  expect(heldPages(host.pages)).toEqual({ global: 0, local: 0 })
+})
+
 test('an unfinished prompt samples nothing, and all decoding sequences take part in every step', async () => {
   const random = Random.named('steps')
   const host = fakeEngine({ stepTokens: 16, maxSequences: 4 })

@@ -4,6 +4,7 @@
  */
 
 import { Engine, type EngineOptions } from '../../lib/engine/engine.ts'
+import { type ImageRun, runAt } from '../../lib/engine/image-runs.ts'
 import { KvPages, type KvPagesOptions } from '../../lib/engine/kv-pages.ts'
 import { resolveSampling } from '../../lib/engine/sampler.ts'
 import type { StepEntry } from '../../lib/engine/scheduler.ts'
@@ -91,10 +92,12 @@ export class FakeModel implements StepExecutor {
       }
       // Read as the kernels do: tables by logical page, rings modulo their width, each query its own interval.
       for (let query = start; query < start + count; query++) {
+        // A query of an image sees all of it: keys that this step, or an earlier one with the whole image, has written.
+        const last = (runAt(sequence.images, query)?.end ?? query + 1) - 1
         const lows: [Int32Array, Int32Array, number][] = [[this.#global, pages.global, 0]]
         if (window > 0) lows.push([this.#local, pages.local, Math.max(0, query - window + 1)])
         for (const [memory, table, low] of lows) {
-          for (let key = low; key <= query; key++) {
+          for (let key = low; key <= last; key++) {
             const page = table[Math.floor(key / pageTokens) % table.length]!
             const found = memory[page * pageTokens + (key % pageTokens)]!
             if (found !== sequence.token(key)) {
@@ -116,6 +119,8 @@ export interface FakeRequest {
   readonly maxTokens?: number
   readonly stopTokens?: readonly number[]
   readonly priority?: number
+  /** Runs of soft tokens in the prompt. */
+  readonly images?: readonly (readonly [start: number, end: number])[]
   readonly onToken?: (id: number) => boolean
 }
 
@@ -138,6 +143,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     contextLength = 200,
     maxSequences = 4,
     stepTokens = 16,
+    chunk = stepTokens,
     maxQueue = 100,
     prefixCache = true,
     globalPages = maxSequences * Math.ceil(contextLength / pageTokens),
@@ -147,7 +153,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     pageTokens,
     window,
     contextLength,
-    chunk: stepTokens,
+    chunk,
     globalPages,
     localPages,
     prefixCache,
@@ -158,12 +164,13 @@ export function fakeEngine(options: FakeOptions = {}): {
     engine,
     model,
     pages,
-    submit({ prompt, maxTokens = Number.POSITIVE_INFINITY, stopTokens = [], priority = 0, onToken }) {
+    submit({ prompt, maxTokens = Number.POSITIVE_INFINITY, stopTokens = [], priority = 0, images = [], onToken }) {
       const ids: number[] = []
       let sequence: Sequence | undefined
       const answer = new Promise<FakeAnswer>((resolve, reject) => {
         sequence = engine.submit({
           prompt: Int32Array.from(prompt),
+          images: images.map(([start, end]): ImageRun => ({ start, end, soft: new Float32Array(0) })),
           maxTokens,
           sampling: resolveSampling({ temperature: 0 }, { temperature: 0, topK: 0, topP: 1, minP: 0 }, vocabulary),
           stopTokens: new Set(stopTokens),

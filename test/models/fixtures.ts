@@ -14,7 +14,9 @@ export const isFast = process.env.LAPIDARY_TEST_FAST !== undefined
 export const oracles = ['gemma1-tiny', 'gemma2-tiny', 'gemma3-text-tiny'] as const
 export type Oracle = (typeof oracles)[number]
 
-export const oracleFolder = (name: Oracle) => `${fixtures}oracle/${name}`
+/** The folder of any oracle, also of those that are more than text. */
+export const oracleFile = (name: string) => `${fixtures}oracle/${name}`
+export const oracleFolder = (name: Oracle) => oracleFile(name)
 export const tinyFolder = `${fixtures}tiny-model/hf`
 export const bundledModel = fileURLToPath(new URL('../../models/tiny-q4_0.gguf', import.meta.url))
 

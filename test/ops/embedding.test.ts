@@ -87,11 +87,24 @@ describe('embedding', () => {
   test('an id outside the table is reported', () =>
     forEachIsa(async (device) => {
       const table = Tensor.zeros(device, [5, 8])
-      for (const bad of [5, -1, 2 ** 31 - 1, -(2 ** 31)]) {
+      for (const bad of [5, -2, 2 ** 31 - 1, -(2 ** 31)]) {
         const ids = Tensor.from(device, Int32Array.of(1, bad, 2))
         await rejectsCode(embedding(ids, table).read(), 'ERR_INDEX_OUT_OF_RANGE', /ids/)
         await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE')
       }
+    }))
+
+  test('-1 gives zeros, and is no error', () =>
+    forEachIsa(async (device) => {
+      const host = Random.named('no token').normal('f32', [3, 20])
+      const table = upload(device, host)
+      for (const rows of [table, packWeights(table)]) {
+        const values = await valuesOf(embedding(Tensor.from(device, Int32Array.of(-1, 2, -1)), rows))
+        const zeros = Array.from({ length: 20 }, () => 0)
+        expect([...values]).toEqual([...zeros, ...host.values.subarray(40), ...zeros])
+        expect([...values].some((value) => Object.is(value, -0))).toBe(false)
+      }
+      await device.stream.synchronize()
     }))
 
   test('a slice of a table', () =>

@@ -11,7 +11,7 @@ import { flashAttention } from '../../ops/flash-attention.ts'
 import { matmul } from '../../ops/matmul.ts'
 import { qkNormRope } from '../../ops/qk-norm-rope.ts'
 import { refineLogits } from '../../ops/refine-logits.ts'
-import { addRmsNorm, geglu, rmsNorm, softcap } from '../../ops/row-ops.ts'
+import { add, addRmsNorm, geglu, rmsNorm, softcap } from '../../ops/row-ops.ts'
 import { scope } from '../../scope.ts'
 import type { Tensor } from '../../tensor.ts'
 import type { HeadProjection, LayerTensors, ModelTensors } from './model.ts'
@@ -22,12 +22,17 @@ export interface PagedStep {
   readonly slots: Tensor
   /** i32 [sequences, width]: the pages of each sequence. A ring is a narrow table, of at least window + (new tokens of the sequence) − 1 rows. */
   readonly pages: Tensor
+  /** i32 [tokens], together: the keys [low, high) that each token sees, where some see more than those before them (images). */
+  readonly keyLow?: Tensor | undefined
+  readonly keyHigh?: Tensor | undefined
 }
 
 /** One step of some sequences: the tokens that are new in each, one after the other. */
 export interface StepInput {
-  /** i32 [tokens] */
+  /** i32 [tokens]; −1 where `soft` has a row. */
   readonly ids: Tensor
+  /** f32 [tokens, hiddenSize]: soft tokens of images, in place of embeddings and without their factor; zeros for text. Default: none. */
+  readonly soft?: Tensor | undefined
   /** i32 [tokens]: the place of each token in its sequence, from 0. */
   readonly positions: Tensor
   /** i32 [sequences + 1]: sequence s owns tokens queryStarts[s] to queryStarts[s + 1]. */
@@ -91,11 +96,11 @@ export function decoder(
       `decoder: caches: expected one for each of ${layers} layers, got ${caches.length}`,
     )
   }
-  let stream = embed(model, step.ids)
+  let stream = embed(model, step.ids, step.soft)
   for (let layer = 0; layer < layers; layer++) {
     observe?.(layer, stream.residual)
     const cache = caches[layer] as LayerCache
-    const { slots, pages } = step[layerTypes[layer] as 'local' | 'global']
+    const { slots, pages, keyLow, keyHigh } = step[layerTypes[layer] as 'local' | 'global']
     const rows = layer === layers - 1 ? step.rows : undefined
     stream = runLayer(model, layer, stream, rows, ({ q, k, v }) => {
       const rotated = qkNormRope(q, k, v, {
@@ -108,6 +113,7 @@ export function decoder(
         queryStarts: step.queryStarts,
         keyLengths: step.keyLengths,
         pageTable: pages,
+        ...(keyLow && keyHigh && { keyLow, keyHigh }),
         ...(cache.kScales && cache.vScales && { kScales: cache.kScales, vScales: cache.vScales }),
       })
     })
@@ -140,10 +146,13 @@ export function logits(model: ModelTensors, hidden: Tensor): Tensor {
   })
 }
 
-/** @internal The embedding of each token, and its first norm. */
-export function embed(model: ModelTensors, ids: Tensor): Stream {
+/** @internal The embedding of each token, or its soft token, and its first norm. */
+export function embed(model: ModelTensors, ids: Tensor, soft?: Tensor): Stream {
   const { config, activations } = model
-  const residual = embedding(ids, model.embedding, { scale: config.embeddingScale })
+  const residual = scope(() => {
+    const embedded = embedding(ids, model.embedding, { scale: config.embeddingScale })
+    return soft ? add(embedded, soft) : embedded
+  })
   const first = (model.layers[0] as LayerTensors).attentionNorm
   return { residual, normed: rmsNorm(residual, first, { ...norm(model), outputDtype: activations }) }
 }

@@ -151,8 +151,8 @@ function denseOfGguf(reader: WeightReader, checkpoint: Checkpoint, hiddenSize: n
   return dense
 }
 
-/** Takes tensors out of a checkpoint, checks them, and remembers which were taken. */
-class WeightReader {
+/** @internal Takes tensors out of a checkpoint, checks them, and remembers which were taken. */
+export class WeightReader {
   readonly #checkpoint: Checkpoint
   readonly #taken = new Set<string>()
 

@@ -25,7 +25,8 @@ static void embedding(const Call& call, Team& team) {
     unsigned char* row = out.data + token * bytes;
     if (id < 0 || id >= table.dims[0]) {
       memset(row, 0, size_t(bytes));
-      team_fail(team, Code::kIndexOutOfRange, "embedding: ids: expected 0 ... %lld, got %lld", table.dims[0] - 1, id);
+      if (id == kNoToken) continue;
+      team_fail(team, Code::kIndexOutOfRange, "embedding: ids: expected -1 ... %lld, got %lld", table.dims[0] - 1, id);
     } else {
       expand_row(table, id, scale, out.dtype, row);
     }
