@@ -13,23 +13,18 @@ export interface FetchHandler {
   readonly server: LapidaryServer
 }
 
-export interface FetchOptions extends ServerOptions {
-  /** What stands before the paths, such as `/llm`. Default: nothing. */
-  readonly prefix?: string | undefined
-}
-
 /**
  * Makes a handler that answers OpenAI's protocol. A client that goes away is known by the request's signal, or by the
  * cancellation of the response's body.
  *
+ * @param prefix What stands before the paths, such as `/llm`.
  * @example
  * const handler = lapidary({ model: 'gemma-3-4b-it-q4_0.gguf' })
  * app.all('/v1/*', (context) => handler(context.req.raw))   // Hono
  * Deno.serve(handler)
  */
-export function lapidary(options: FetchOptions | LapidaryServer = {}): FetchHandler {
+export function lapidary(options: ServerOptions | LapidaryServer = {}, prefix = ''): FetchHandler {
   const server = options instanceof LapidaryServer ? options : new LapidaryServer(options)
-  const prefix = options instanceof LapidaryServer ? '' : (options.prefix ?? '')
   const handler = async (request: Request): Promise<Response> => {
     const gone = new AbortController()
     if (request.signal.aborted) gone.abort()

@@ -28,7 +28,14 @@ export function samplingOptions(fields: Fields): SamplingFields {
     seed: seed === undefined ? undefined : seed >>> 0,
     stop: stopStrings(fields),
     stopTokens: stopTokens(fields),
+    priority: priority(fields),
   }
+}
+
+/** vLLM's `priority`, lower first; or OpenAI's `service_tier`. */
+function priority(fields: Fields): number | undefined {
+  const tiers: Readonly<Record<string, number>> = { priority: -1, flex: 1 }
+  return fields.integer('priority', -(2 ** 31), 2 ** 31 - 1) ?? tiers[fields.string('service_tier') ?? '']
 }
 
 function logitBias(fields: Fields): Record<number, number> | undefined {

@@ -14,23 +14,18 @@ export interface NodeHandler {
   readonly server: LapidaryServer
 }
 
-export interface NodeOptions extends ServerOptions {
-  /** What stands before the paths, such as `/llm`. Express takes away the path of `app.use` itself. Default: nothing. */
-  readonly prefix?: string | undefined
-}
-
 /**
  * Makes a handler that answers OpenAI's protocol. Of Express, put it before anything that reads bodies.
  *
+ * @param prefix What stands before the paths, such as `/llm`. Express takes away the path of `app.use` itself.
  * @example
  * const handler = lapidary({ model: 'gemma-3-4b-it-q4_0.gguf' })
  * http.createServer(handler).listen(8080)
  * app.use('/llm', handler)          // Express
  * await handler.server.close(10_000) // at the end
  */
-export function lapidary(options: NodeOptions | LapidaryServer = {}): NodeHandler {
+export function lapidary(options: ServerOptions | LapidaryServer = {}, prefix = ''): NodeHandler {
   const server = options instanceof LapidaryServer ? options : new LapidaryServer(options)
-  const prefix = options instanceof LapidaryServer ? '' : (options.prefix ?? '')
   const handler = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     await writeResponse(response, await server.handle(nodeRequest(request, response, prefix)))
   }
