@@ -52,6 +52,8 @@ function logitBias(text: string, previous: Record<number, number> = {}): Record<
 /** As commander hands them over: what was given, under the API's names. */
 export interface ModelOptions {
   model?: string
+  device?: string
+  unverified?: boolean
   threads?: number
   isa?: string
   contextLength?: number
@@ -66,6 +68,8 @@ export interface ModelOptions {
 /** The keys of {@link ModelOptions}: what is left of a command's options are the sampling ones. */
 export const modelOptionNames: readonly (keyof ModelOptions)[] = [
   'model',
+  'device',
+  'unverified',
   'threads',
   'isa',
   'contextLength',
@@ -125,6 +129,8 @@ export function addModelOptions(command: Command, ...without: ('model' | 'contex
       'with a rounded head: so many of the largest logits are computed again from the stored one; 0: none (default: 256)',
     ).argParser(numberWithin(0, Number.MAX_SAFE_INTEGER, { integer: true })),
     new Option('--activations <dtype>', 'what layers hand each other: bf16 (default) or f32').choices(['f32', 'bf16']),
+    new Option('--device <kind>', 'where it runs: cpu (default), cuda or cuda:1 (`lapidary devices` lists them)'),
+    new Option('--unverified', 'take a GPU of an architecture that no acceptance run is recorded for'),
     new Option('--threads <count>', 'threads that compute (default: one per physical core)').argParser(count),
     new Option('--isa <name>', 'the highest instruction set to use (`lapidary devices` lists them)'),
     new Option('--prefill-chunk <tokens>', 'tokens of a prompt evaluated at once (default: 512)').argParser(count),

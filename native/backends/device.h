@@ -42,10 +42,18 @@ struct Step {
   const void* kernel = nullptr;
 };
 
+// Memory of a captured program whose address is known only at each replay.
+struct ReplayBinding {
+  int64_t bytes = 0;
+  enum Use : uint8_t { read, mutated, written } use = read;  // an input, one that calls write into, an output
+};
+
 // What a device keeps of calls that are executed again and again (a CUDA graph). One thread at a time.
 class Replay {
  public:
   virtual ~Replay() = default;
+  // Replaces addresses of bindings by those that the calls shall use; the device copies between the two.
+  virtual void place(std::vector<unsigned char*>& bindings) = 0;
 };
 
 // Where an execution failed and why.
@@ -83,8 +91,8 @@ class Device {
   virtual bool execute(const Step* steps, size_t count, const std::atomic<bool>& stop, ExecutionError& failure) = 0;
 
   // For a captured program. Null: this device executes it as it is.
-  virtual std::unique_ptr<Replay> make_replay() { return nullptr; }
-  // As execute(). The calls are the same each time but for addresses, which depend on `bindings` alone.
+  virtual std::unique_ptr<Replay> make_replay(const std::vector<ReplayBinding>&) { return nullptr; }
+  // As execute(). The calls are the same each time but for addresses, which depend alone on what place() made of `bindings`.
   virtual bool replay(Replay&, const std::vector<unsigned char*>& bindings, const Step* steps, size_t count,
                       const std::atomic<bool>& stop, ExecutionError& failure) {
     (void)bindings;

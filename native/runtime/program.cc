@@ -38,8 +38,10 @@ struct ReplayItem final : WorkItem {
         return;
       }
     }
+    std::vector<unsigned char*> places = bindings;
+    if (self.replay_) self.replay_->place(places);
     for (const Program::Patch& patch : self.patches_) {
-      argument_view(self.calls_[patch.call]->call, patch.argument).data = bindings[patch.binding] + patch.offset;
+      argument_view(self.calls_[patch.call]->call, patch.argument).data = places[patch.binding] + patch.offset;
     }
     if (self.replay_) {
       stream.replay(*self.replay_, bindings, self.steps_.data(), self.steps_.size());
@@ -184,7 +186,13 @@ Status Recorder::finish(const std::vector<BoundTensor>& outputs, const Program* 
       if (buffer && buffer->planned()) buffer.reset();
     }
   }
-  program->replay_ = stream_->device().make_replay();
+  std::vector<ReplayBinding> described;
+  for (size_t i = 0; i < program->inputs_.size(); ++i) {
+    described.push_back({storage_bytes(program->inputs_[i].view),
+                         program->written_inputs_[i] ? ReplayBinding::mutated : ReplayBinding::read});
+  }
+  for (int64_t bytes : program->fresh_bytes_) described.push_back({bytes, ReplayBinding::written});
+  program->replay_ = stream_->device().make_replay(described);
   out = std::move(program);
   return {};
 }

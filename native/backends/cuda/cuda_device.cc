@@ -71,15 +71,56 @@ class ImportedFile final : public Buffer {
   mutable bool imported_ = false;
 };
 
+// Small inputs and outputs have places of their own, so that one graph serves every replay; copying them costs less than 2 µs each.
+// Large ones, and those that are written in place, are used where they lie: their addresses are the keys of graphs.
 class CudaReplay final : public Replay {
  public:
   CudaReplay(const LapidaryCudaApi& api, LapidaryCudaReplay* replay) : api_(api), replay_(replay) {}
   ~CudaReplay() override { api_.replay_destroy(replay_); }
-  LapidaryCudaReplay* get() const { return replay_; }
+
+  Status prepare(CudaAllocator& allocator, const std::vector<ReplayBinding>& bindings) {
+    bindings_ = bindings;
+    staged_.resize(bindings.size());
+    for (size_t i = 0; i < bindings.size(); ++i) {
+      if (bindings[i].use == ReplayBinding::mutated || bindings[i].bytes > kStagedBytes) continue;
+      LAPIDARY_RETURN_IF_ERROR(allocator.allocate(bindings[i].bytes, staged_[i]));
+    }
+    return {};
+  }
+
+  void place(std::vector<unsigned char*>& bindings) override {
+    for (size_t i = 0; i < bindings.size(); ++i) {
+      if (staged_[i]) bindings[i] = staged_[i]->data();
+    }
+  }
+
+  int run(const std::vector<unsigned char*>& bindings, const Call* const* calls, const void* const* kernels,
+          size_t count, const bool* stop, LapidaryCudaFailure* failure) {
+    keys_.clear();
+    before_.clear();
+    after_.clear();
+    for (size_t i = 0; i < bindings.size(); ++i) {
+      const size_t bytes = size_t(bindings_[i].bytes);
+      if (!staged_[i]) {
+        keys_.push_back(bindings[i]);
+      } else if (bindings_[i].use == ReplayBinding::read) {
+        before_.push_back({staged_[i]->data(), bindings[i], bytes});
+      } else {
+        after_.push_back({bindings[i], staged_[i]->data(), bytes});
+      }
+    }
+    return api_.replay_run(replay_, keys_.data(), keys_.size(), before_.data(), before_.size(), after_.data(),
+                           after_.size(), calls, kernels, count, stop, failure);
+  }
 
  private:
+  static constexpr int64_t kStagedBytes = int64_t(4) << 20;
   const LapidaryCudaApi& api_;
   LapidaryCudaReplay* replay_;
+  std::vector<ReplayBinding> bindings_;
+  std::vector<BufferRef> staged_;  // null: used where it lies
+  std::vector<const void*> keys_;
+  std::vector<LapidaryCudaCopy> before_, after_;
 };
 
 class CudaDevice final : public Device {
@@ -122,6 +163,7 @@ class CudaDevice final : public Device {
     info.notes.emplace_back("driver", "for CUDA " + cuda_version_text(driver));
     info.notes.emplace_back("compute capability", capability_text(gpu_.compute_capability));
     info.notes.emplace_back("library", std::string("built for ") + api_.architectures);
+    info.notes.emplace_back("graphs", std::to_string(api_.graphs_made()) + " captured by this process");
     info.notes.emplace_back("free memory", std::to_string(free_bytes >> 20) + " MiB");
     info.threads = gpu_.multiprocessors;
     info.memory_limit = gpu_.memory_bytes;
@@ -156,19 +198,20 @@ class CudaDevice final : public Device {
     return status == 0 || fail(report, failure);
   }
 
-  std::unique_ptr<Replay> make_replay() override {
-    LapidaryCudaReplay* replay = nullptr;
-    if (api_.replay_create(index_, &replay) != 0) return nullptr;  // then it runs without
-    return std::make_unique<CudaReplay>(api_, replay);
+  std::unique_ptr<Replay> make_replay(const std::vector<ReplayBinding>& bindings) override {
+    LapidaryCudaReplay* made = nullptr;
+    if (api_.replay_create(index_, &made) != 0) return nullptr;  // then it runs without
+    auto replay = std::make_unique<CudaReplay>(api_, made);
+    if (!replay->prepare(*allocator_, bindings).ok()) return nullptr;
+    return replay;
   }
 
   bool replay(Replay& replay, const std::vector<unsigned char*>& bindings, const Step* steps, size_t count,
               const std::atomic<bool>& stop, ExecutionError& failure) override {
     const Calls calls(steps, count);
     LapidaryCudaFailure report;
-    const int status =
-        api_.replay_run(static_cast<CudaReplay&>(replay).get(), reinterpret_cast<const void* const*>(bindings.data()),
-                        bindings.size(), calls.calls.data(), calls.kernels.data(), count, flag(stop), &report);
+    const int status = static_cast<CudaReplay&>(replay).run(bindings, calls.calls.data(), calls.kernels.data(), count,
+                                                            flag(stop), &report);
     return status == 0 || fail(report, failure);
   }
 

@@ -22,6 +22,13 @@ struct LapidaryCudaLane;
 // What makes executing the same calls again cheap: a lane, and graphs of them.
 struct LapidaryCudaReplay;
 
+// Within the device.
+struct LapidaryCudaCopy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct LapidaryCudaFailure {
   int error;    // cudaError_t; 0: what a kernel found in device data, ERR_INDEX_OUT_OF_RANGE
   int stopped;  // *stop was set before all calls were queued
@@ -60,10 +67,12 @@ struct LapidaryCudaApi {
 
   int (*replay_create)(int device, LapidaryCudaReplay** out);
   void (*replay_destroy)(LapidaryCudaReplay* replay);
-  // As execute. The calls must be those of the first time but for addresses that depend on `bindings` alone.
-  int (*replay_run)(LapidaryCudaReplay* replay, const void* const* bindings, size_t binding_count,
-                    const lapidary::Call* const* calls, const void* const* kernels, size_t count, const bool* stop,
-                    LapidaryCudaFailure* failure);
+  // As execute, between copies before and after. The calls must be those of the first time but for addresses that depend on
+  // `keys` alone: a graph is captured for each set of keys.
+  int (*replay_run)(LapidaryCudaReplay* replay, const void* const* keys, size_t key_count,
+                    const LapidaryCudaCopy* before, size_t before_count, const LapidaryCudaCopy* after,
+                    size_t after_count, const lapidary::Call* const* calls, const void* const* kernels, size_t count,
+                    const bool* stop, LapidaryCudaFailure* failure);
   // Graphs made by all replays so far; for tests.
   int64_t (*graphs_made)();
 };

@@ -1,4 +1,5 @@
 // library.cu: the CUDA library behind abi.h: devices, lanes, execution, and graphs of executions.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -39,11 +40,11 @@ struct LapidaryCudaLane {
 struct LapidaryCudaReplay {
   // One captured execution, for one set of addresses.
   struct Entry {
-    std::vector<const void*> bindings;
+    std::vector<const void*> keys;
     cudaGraphExec_t graph = nullptr;
     uint64_t used = 0;
   };
-  // A step's inputs and outputs alternate between a few blocks of the allocator; each set of addresses has its graph.
+  // Addresses that are keys are of large tensors, of which a program's caller has a few.
   static constexpr size_t kEntries = 8;
   LapidaryCudaLane* lane = nullptr;
   Entry entries[kEntries];
@@ -370,7 +371,7 @@ bool capture(LapidaryCudaReplay& replay, LapidaryCudaReplay::Entry& entry, const
   LapidaryCudaLane& lane = *replay.lane;
   if (entry.graph) cudaGraphExecDestroy(entry.graph);
   entry.graph = nullptr;
-  entry.bindings.clear();
+  entry.keys.clear();
   cudaError_t status = cudaStreamBeginCapture(lane.stream, cudaStreamCaptureModeThreadLocal);
   if (status != cudaSuccess) return fail(failure, status, 0) == 0;
   const bool queued = queue(lane, calls, kernels, count, stop, failure);
@@ -384,7 +385,17 @@ bool capture(LapidaryCudaReplay& replay, LapidaryCudaReplay::Entry& entry, const
   return true;
 }
 
-int replay_run(LapidaryCudaReplay* replay, const void* const* bindings, size_t binding_count, const Call* const* calls,
+cudaError_t copy(LapidaryCudaLane& lane, const LapidaryCudaCopy* copies, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (copies[i].bytes == 0) continue;
+    RETURN_IF_ERROR(
+        cudaMemcpyAsync(copies[i].to, copies[i].from, copies[i].bytes, cudaMemcpyDeviceToDevice, lane.stream));
+  }
+  return cudaSuccess;
+}
+
+int replay_run(LapidaryCudaReplay* replay, const void* const* keys, size_t key_count, const LapidaryCudaCopy* before,
+               size_t before_count, const LapidaryCudaCopy* after, size_t after_count, const Call* const* calls,
                const void* const* kernels, size_t count, const bool* stop, LapidaryCudaFailure* failure) {
   *failure = {};
   if (count == 0) return 0;
@@ -395,8 +406,7 @@ int replay_run(LapidaryCudaReplay* replay, const void* const* bindings, size_t b
   LapidaryCudaReplay::Entry* entry = nullptr;
   LapidaryCudaReplay::Entry* oldest = &replay->entries[0];
   for (auto& candidate : replay->entries) {
-    if (candidate.graph && candidate.bindings.size() == binding_count &&
-        (binding_count == 0 || memcmp(candidate.bindings.data(), bindings, binding_count * sizeof *bindings) == 0)) {
+    if (candidate.graph && std::equal(candidate.keys.begin(), candidate.keys.end(), keys, keys + key_count)) {
       entry = &candidate;
     }
     if (candidate.used < oldest->used) oldest = &candidate;
@@ -404,16 +414,16 @@ int replay_run(LapidaryCudaReplay* replay, const void* const* bindings, size_t b
   if (!entry) {
     entry = oldest;
     if (!capture(*replay, *entry, calls, kernels, count, stop, *failure)) return -1;
-    entry->bindings.assign(bindings, bindings + binding_count);
+    entry->keys.assign(keys, keys + key_count);
   }
   entry->used = ++replay->clock;
-  status = cudaGraphLaunch(entry->graph, lane.stream);
-  if (status != cudaSuccess) {
-    (void)cudaStreamSynchronize(lane.stream);
-    clear_counters(lane);
-    return fail(*failure, status, count - 1);
-  }
-  if (finish(lane, kernels, count, *failure)) return 0;
+  status = copy(lane, before, before_count);
+  if (status == cudaSuccess) status = cudaGraphLaunch(entry->graph, lane.stream);
+  if (status == cudaSuccess) status = copy(lane, after, after_count);
+  LapidaryCudaFailure later = {};
+  const bool finished = finish(lane, kernels, count, status == cudaSuccess ? *failure : later);
+  if (status != cudaSuccess) fail(*failure, status, count - 1);
+  if (status == cudaSuccess && finished) return 0;
   clear_counters(lane);
   return -1;
 }

@@ -26,7 +26,7 @@ struct RecordedLaunch {
 };
 
 std::mutex memory_mutex;
-std::map<void*, size_t> allocations;
+std::map<void*, size_t>& allocations = *new std::map<void*, size_t>();  // never destroyed, as streams may outlive it
 size_t allocated = 0;
 
 thread_local std::string failure;

@@ -95,8 +95,9 @@ constexpr uint64_t kMaxIdleSwitches = 4000000;  // between two steps forward: a 
 std::atomic<uint64_t> launches{0}, switches{0}, matrix_loads{0}, bank_conflicts{0};
 
 // Stacks are kept: mapping one costs more than running a small kernel on it. Below each lies a page that nobody may touch.
+// Never destroyed: streams may still run while the process ends.
 std::mutex stack_mutex;
-std::vector<unsigned char*> spare_stacks;
+std::vector<unsigned char*>& spare_stacks = *new std::vector<unsigned char*>();
 
 unsigned char* take_stack() {
   {
