@@ -2,7 +2,7 @@
 // Builds lapidary.node with cmake-js. Run by `npm run build:native`, `npx lapidary build`, binding.gyp's action and, through
 // scripts/node-gyp-shim.cjs, prebuildify: of the arguments that those pass for node-gyp only --arch matters.
 //
-//   node scripts/build-native.cjs [--arch=arm64] [--tests] [--sanitize=address,undefined|thread]
+//   node scripts/build-native.cjs [--arch=arm64 | --platform=win32] [--tests] [--sanitize=address,undefined|thread]
 //                                [--target=lapidary_cuda_emulated]
 //
 // LAPIDARY_BUILD_ROOT  the folder whose build/Release gets the addon; default: the package. With LAPIDARY_PREBUILD set to the
@@ -11,15 +11,16 @@
 // LAPIDARY_BUILD_ISAS  instruction sets to compile, separated by commas; default: all of native/kernels/cpu/isa.def.
 // LAPIDARY_CUDA        the CUDA library: off (the default), auto (where nvcc 13.0 or newer is found) or on.
 // LAPIDARY_CUDA_ARCHITECTURES  what it is compiled for, separated by commas; default: 80,90a. all: what ships.
-// LAPIDARY_COPY_TO     a folder that gets a copy of the addon.
+// LAPIDARY_COPY_TO     a folder that gets a copy of the addon, and of libraries beside it.
+// LAPIDARY_SYSROOT     a folder with the C library to link against (scripts/sysroot.mjs); default: the machine's.
 'use strict'
 const { spawnSync } = require('node:child_process')
-const { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } = require('node:fs')
+const { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } = require('node:fs')
 const os = require('node:os')
 const path = require('node:path')
 
 const packageRoot = path.resolve(__dirname, '..')
-const toolchains = { arm64: 'aarch64-linux-gnu' }
+const toolchains = { 'linux-arm64': 'aarch64-linux-gnu', 'win32-x64': 'x86_64-w64-mingw32' }
 
 function option(name) {
   const prefix = `--${name}=`
@@ -32,8 +33,10 @@ function fail(message) {
 }
 
 const arch = option('arch') ?? process.arch
-const crosses = arch !== process.arch
-if (crosses && !toolchains[arch]) fail(`no toolchain file for ${arch} in native/cmake`)
+const platform = option('platform') ?? process.platform
+const target = `${platform}-${arch}`
+const crosses = arch !== process.arch || platform !== process.platform
+if (crosses && !toolchains[target]) fail(`no toolchain file for ${target} in native/cmake`)
 
 let cmakeJs
 try {
@@ -44,7 +47,8 @@ try {
 
 const root = path.resolve(process.env.LAPIDARY_BUILD_ROOT ?? packageRoot)
 const sanitize = option('sanitize')
-const variant = ['cmake', crosses && arch, sanitize?.replaceAll(',', '-')].filter(Boolean).join('-')
+const crossName = platform !== process.platform ? target : arch !== process.arch ? arch : ''
+const variant = ['cmake', crossName, sanitize?.replaceAll(',', '-')].filter(Boolean).join('-')
 const folder = path.join(root, 'build', variant)
 
 const variables = {
@@ -53,7 +57,9 @@ const variables = {
   LAPIDARY_ISAS: process.env.LAPIDARY_BUILD_ISAS?.replaceAll(',', ';') || 'all',
   LAPIDARY_CUDA: process.env.LAPIDARY_CUDA || 'off',
   LAPIDARY_CUDA_ARCHITECTURES: process.env.LAPIDARY_CUDA_ARCHITECTURES?.replaceAll(',', ';') || '80;90a',
-  CMAKE_TOOLCHAIN_FILE: crosses && path.join(packageRoot, 'native', 'cmake', `${toolchains[arch]}.cmake`),
+  LAPIDARY_NODE_LIBRARY: crosses && platform === 'win32' && path.join(folder, 'libnode.a'),
+  CMAKE_TOOLCHAIN_FILE: crosses && path.join(packageRoot, 'native', 'cmake', `${toolchains[target]}.cmake`),
+  CMAKE_SYSROOT: process.env.LAPIDARY_SYSROOT && path.resolve(process.env.LAPIDARY_SYSROOT),
 }
 
 // `configure` takes two seconds, so it runs only where the options changed; cmake itself notices changed lists.
@@ -86,18 +92,31 @@ function cmake(command, ...extra) {
   if (result.status !== 0) process.exit(result.status ?? 1)
 }
 
+// Windows links against a list of what Node exports; Node's headers bring the list, binutils make a library of it.
+function makeNodeLibrary(file) {
+  const headers = require(require.resolve('node-api-headers', { paths: [path.dirname(cmakeJs)] }))
+  const program = `${toolchains[target]}-dlltool`
+  const made = spawnSync(program, ['-d', headers.def_paths.node_api_def, '-l', file], { stdio: 'inherit' })
+  if (made.error || made.status !== 0)
+    fail(`${program} is missing or failed: apt-get install binutils-mingw-w64-x86-64`)
+}
+
 mkdirSync(folder, { recursive: true })
+if (variables.LAPIDARY_NODE_LIBRARY && !existsSync(variables.LAPIDARY_NODE_LIBRARY)) {
+  makeNodeLibrary(variables.LAPIDARY_NODE_LIBRARY)
+}
 if (!configured) {
   cmake('configure')
   writeFileSync(stampFile, stamp)
 }
-const target = option('target')
-cmake('build', ...(target ? [`--target=${target}`] : []))
+const only = option('target')
+cmake('build', ...(only ? [`--target=${only}`] : []))
 if (process.argv.includes('--tests')) cmake('build', '--target=native_tests')
 if (process.env.LAPIDARY_COPY_TO) {
   mkdirSync(process.env.LAPIDARY_COPY_TO, { recursive: true })
-  copyFileSync(
-    path.join(variables.LAPIDARY_OUTPUT_DIRECTORY, 'lapidary.node'),
-    path.join(process.env.LAPIDARY_COPY_TO, 'lapidary.node'),
-  )
+  for (const name of readdirSync(variables.LAPIDARY_OUTPUT_DIRECTORY)) {
+    // The emulation is for tests.
+    if (!/\.(node|so|dylib|dll)$/.test(name) || name.includes('emulated')) continue
+    copyFileSync(path.join(variables.LAPIDARY_OUTPUT_DIRECTORY, name), path.join(process.env.LAPIDARY_COPY_TO, name))
+  }
 }

@@ -5,20 +5,44 @@ import { fileURLToPath } from 'node:url'
 
 export const packageRoot = fileURLToPath(new URL('..', import.meta.url))
 
-/** Where a variant lives: its cmake folder, its addon, and the value of LAPIDARY_PREBUILD that loads it. */
-export function variant({ arch = process.arch, sanitize } = {}) {
-  const name = [arch === process.arch ? '' : arch, sanitize?.replaceAll(',', '-') ?? ''].filter(Boolean).join('-')
-  const root = name ? path.join(packageRoot, 'build', name) : packageRoot
+/**
+ * Where a variant lives: its cmake folder, its addon, and the value of LAPIDARY_PREBUILD that loads it. `sysroot` is the folder of a
+ * C library to link against (scripts/sysroot.mjs).
+ */
+export function variant({ platform = process.platform, arch = process.arch, sanitize, sysroot } = {}) {
+  const cross = platform !== process.platform ? `${platform}-${arch}` : arch !== process.arch ? arch : ''
+  const name = [cross, sanitize?.replaceAll(',', '-') ?? ''].filter(Boolean).join('-')
+  const folder = [name, sysroot ? 'sysroot' : ''].filter(Boolean).join('-')
+  const root = folder ? path.join(packageRoot, 'build', folder) : packageRoot
   const cmake = path.join(root, 'build', name ? `cmake-${name}` : 'cmake')
-  return { arch, sanitize, root, cmake, addon: path.join(root, 'build', 'Release', 'lapidary.node') }
+  return { platform, arch, sanitize, sysroot, root, cmake, addon: path.join(root, 'build', 'Release', 'lapidary.node') }
+}
+
+/** The environment of a build of this variant; prebuildify starts one too. */
+export function buildEnvironment(chosen) {
+  return {
+    LAPIDARY_BUILD_ROOT: chosen.root,
+    ...(chosen.sysroot ? { LAPIDARY_SYSROOT: chosen.sysroot } : {}),
+  }
+}
+
+/** What tells scripts/build-native.cjs which variant it builds. */
+export function buildArguments(chosen) {
+  const args = [`--arch=${chosen.arch}`, `--platform=${chosen.platform}`]
+  if (chosen.sanitize) args.push(`--sanitize=${chosen.sanitize}`)
+  return args
+}
+
+/** What the names of a target's compiler and binary tools begin with. */
+export function toolPrefix({ platform, arch }) {
+  if (platform === 'win32') return 'x86_64-w64-mingw32-'
+  return arch === process.arch ? '' : 'aarch64-linux-gnu-'
 }
 
 export function build(chosen, { tests = false } = {}) {
-  const args = [path.join(packageRoot, 'scripts', 'build-native.cjs')]
-  if (chosen.arch !== process.arch) args.push(`--arch=${chosen.arch}`)
-  if (chosen.sanitize) args.push(`--sanitize=${chosen.sanitize}`)
+  const args = [path.join(packageRoot, 'scripts', 'build-native.cjs'), ...buildArguments(chosen)]
   if (tests) args.push('--tests')
-  const env = { ...process.env, LAPIDARY_BUILD_ROOT: chosen.root }
+  const env = { ...process.env, ...buildEnvironment(chosen) }
   // What races is above the kernels: one set of them is enough, and compiles in a quarter of the time.
   if (chosen.sanitize === 'thread') env.LAPIDARY_BUILD_ISAS ??= 'scalar'
   const { status } = spawnSync(process.execPath, args, { stdio: 'inherit', env })

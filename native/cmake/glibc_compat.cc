@@ -1,5 +1,6 @@
-// What the linked-in libstdc++ would ask of a newer glibc than the addon should need. Defined here, hidden, the linker
-// takes ours.
+// What the addon and the linked-in libstdc++ would ask of a newer glibc than the addon should need. Defined here, hidden,
+// the linker takes ours.
+#include <features.h>
 #include <stdint.h>
 #include <sys/random.h>
 
@@ -15,5 +16,21 @@ __attribute__((visibility("hidden"))) uint32_t arc4random() {
   }
   return value;
 }
+
+#if defined(__GLIBC__)
+// pow got a new version in glibc 2.29, when it ceased to call the program's own error handler; the first version computes
+// the same.
+#if defined(__x86_64__)
+__asm__(".symver lapidary_first_pow,pow@GLIBC_2.2.5");
+#elif defined(__aarch64__)
+__asm__(".symver lapidary_first_pow,pow@GLIBC_2.17");
+#endif
+#if defined(__x86_64__) || defined(__aarch64__)
+double lapidary_first_pow(double base, double exponent) noexcept;
+__attribute__((visibility("hidden"))) double pow(double base, double exponent) noexcept {
+  return lapidary_first_pow(base, exponent);
+}
+#endif
+#endif
 
 }  // extern "C"

@@ -22,11 +22,18 @@ class [[nodiscard]] Status {
   std::string message_;
 };
 
+// The format strings of the C library that is linked: MinGW has two.
+#if defined(__MINGW32__)
+#define LAPIDARY_PRINTF gnu_printf
+#else
+#define LAPIDARY_PRINTF printf
+#endif
+
 // "ERR_…" of a code.
 const char* code_name(Code code);
 
 // A Status whose message is formatted like printf.
-__attribute__((format(printf, 2, 3))) Status error(Code code, const char* format, ...);
+__attribute__((format(LAPIDARY_PRINTF, 2, 3))) Status error(Code code, const char* format, ...);
 
 }  // namespace lapidary
 

@@ -1,10 +1,9 @@
 #include "runtime/file_transfer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
+
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -44,16 +43,13 @@ struct SaveItem final : WorkItem {
 
   void write(Stream& stream) {
     const int64_t bytes = storage_bytes(tensor.view);
-    int descriptor;
-    do {
-      descriptor = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NONBLOCK, 0666);
-    } while (descriptor < 0 && errno == EINTR);
+    const int descriptor = open_for_writing(path.c_str());
     if (descriptor < 0) return refuse("cannot open " + path + ": " + strerror(errno));
     int64_t done = 0;
     int code = 0;
     while (done < bytes && code == 0) {
       if (stream.closed()) {
-        close(descriptor);
+        close_file(descriptor);
         completion->code = Code::kDisposed;
         completion->message = "Tensor.save: the stream was disposed before all was written";
         return;
@@ -63,7 +59,7 @@ struct SaveItem final : WorkItem {
       done += result.bytes;
       code = result.error;
     }
-    if (close(descriptor) != 0 && code == 0 && errno != EINTR) code = errno;  // a network's disk is full only now
+    if (close_file(descriptor) != 0 && code == 0) code = errno;  // a network's disk is full only now
     if (code != 0) {
       return refuse(path + ": expected to write " + std::to_string(bytes) + " bytes at offset " +
                     std::to_string(offset) + ", wrote " + std::to_string(done) + ": " + strerror(code));

@@ -1,11 +1,12 @@
 #include "runtime/stream.h"
 
 #include <sched.h>
-#include <signal.h>
 
 #include <chrono>
 #include <cstring>
 #include <new>
+
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -284,11 +285,7 @@ void Stream::fail(const Step* steps, const ExecutionError& failure) {
 
 void Stream::run() {
   device_->start_thread();
-  // A write beyond the process's limit of file sizes is then EFBIG, not the end of the process.
-  sigset_t too_large;
-  sigemptyset(&too_large);
-  sigaddset(&too_large, SIGXFSZ);
-  pthread_sigmask(SIG_BLOCK, &too_large, nullptr);
+  ignore_file_size_signal();
   std::vector<std::unique_ptr<WorkItem>> items;
   uint64_t taken = 0;
   while (!closing_.load(std::memory_order_acquire)) {

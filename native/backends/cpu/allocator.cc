@@ -1,17 +1,15 @@
 #include "backends/cpu/allocator.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kAlignment = 128;  // two cache lines: the adjacent-line prefetcher pairs them
 constexpr size_t kGuardBytes = 128;
 constexpr unsigned char kGuardPattern = 0xA5;
@@ -33,47 +31,16 @@ bool is_mapped(size_t bytes) { return bytes >= (size_t(256) << 10); }
 constexpr size_t kRegion = size_t(256) << 20;
 constexpr size_t kOwnMapping = kRegion / 4;
 
-// A mapping that starts at a huge page and asks for them; null where the system has none.
-unsigned char* map_huge(size_t bytes) {
-  const size_t padded = bytes + kHugePage;
-  void* mapping = mmap(nullptr, padded, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapping == MAP_FAILED) return nullptr;
-  auto* base = static_cast<unsigned char*>(mapping);
-  const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(base) % kHugePage) % kHugePage;
-  if (head) munmap(base, head);
-  if (padded - head > bytes) munmap(base + head + bytes, padded - head - bytes);
-  madvise(base + head, bytes, MADV_HUGEPAGE);
-  return base + head;
-}
-
-int64_t read_limit(const char* path) {
-  FILE* file = fopen(path, "re");
-  if (!file) return 0;
-  long long value = 0;
-  const int fields = fscanf(file, "%lld", &value);
-  fclose(file);
-  return fields == 1 && value > 0 ? value : 0;
-}
-
 }  // namespace
-
-int64_t memory_limit() {
-  int64_t limit = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    const int64_t container = read_limit(path);
-    if (container > 0 && container < limit) limit = container;
-  }
-  return limit;
-}
 
 void zero_memory(unsigned char* data, size_t bytes) {
   // Smaller blocks come from the heap, whose pages hold other things too.
   if (is_mapped(bytes)) {
-    const auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+    const auto page = uintptr_t(page_bytes());
     const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
     const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
     auto* middle = reinterpret_cast<unsigned char*>(begin);
-    if (madvise(middle, end - begin, MADV_DONTNEED) == 0) {
+    if (discard_pages(middle, end - begin)) {
       memset(data, 0, size_t(middle - data));
       memset(reinterpret_cast<void*>(end), 0, size_t(data + bytes - reinterpret_cast<unsigned char*>(end)));
       return;
@@ -117,16 +84,16 @@ Allocator::Allocator(bool guard) : guard_(guard), limit_(memory_limit()) {}
 
 Allocator::~Allocator() {
   drop_cache();
-  if (region_) munmap(region_, size_t(region_end_ - region_));
+  if (region_) unmap_pages(region_, size_t(region_end_ - region_));
 }
 
 unsigned char* Allocator::map_block(size_t bytes) {
-  if (bytes >= kOwnMapping) return map_huge(bytes);
+  if (bytes >= kOwnMapping || !unmaps_parts()) return map_pages(bytes);
   std::lock_guard lock(mutex_);
   if (size_t(region_end_ - region_) < bytes) {
-    unsigned char* fresh = map_huge(kRegion);
-    if (!fresh) return map_huge(bytes);  // address space is limited
-    if (region_) munmap(region_, size_t(region_end_ - region_));
+    unsigned char* fresh = map_pages(kRegion);
+    if (!fresh) return map_pages(bytes);  // address space is limited
+    if (region_) unmap_pages(region_, size_t(region_end_ - region_));
     region_ = fresh;
     region_end_ = fresh + kRegion;
   }
@@ -137,9 +104,9 @@ unsigned char* Allocator::map_block(size_t bytes) {
 
 void Allocator::release(Block block) {
   if (is_mapped(block.bytes)) {
-    munmap(block.base, block.bytes);
+    unmap_pages(block.base, block.bytes);
   } else {
-    free(block.base);
+    free_aligned(block.base);
   }
 }
 
@@ -172,7 +139,7 @@ Status Allocator::take(size_t bytes, Block& out) {
     mapped_ += int64_t(size);
   }
   out.bytes = size;
-  out.base = is_mapped(size) ? map_block(size) : static_cast<unsigned char*>(aligned_alloc(kAlignment, size));
+  out.base = is_mapped(size) ? map_block(size) : static_cast<unsigned char*>(allocate_aligned(kAlignment, size));
   if (out.base) return {};
   std::lock_guard lock(mutex_);
   mapped_ -= int64_t(size);

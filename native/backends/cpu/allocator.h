@@ -55,7 +55,4 @@ class Allocator : public std::enable_shared_from_this<Allocator> {
 // zeros when they are first touched: a large cache takes only the memory that is used of it.
 void zero_memory(unsigned char* data, size_t bytes);
 
-// Bytes of memory this process may use: the machine's, or the container's limit.
-int64_t memory_limit();
-
 }  // namespace lapidary

@@ -1,13 +1,8 @@
 // cpu_device.cc: the CPU as a device: one kernel table (an overlay of instruction sets), one pool of threads, one
 // allocator.
-#include <sched.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
-#include <set>
 
 #include "backends/cpu/allocator.h"
 #include "backends/cpu/amx.h"
@@ -15,6 +10,7 @@
 #include "backends/cpu/isa.h"
 #include "backends/cpu/kernel_sets.h"
 #include "backends/cpu/pool.h"
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -25,48 +21,6 @@ struct TableEntry {
   const Kernel* kernel = nullptr;
   const char* isa = nullptr;
 };
-
-// Threads that can run at once on cores of their own: the affinity mask without hyperthread siblings, at most the
-// container's quota (a throttled thread stops for up to 100 ms while the others burn the quota spinning).
-int default_threads() {
-  cpu_set_t allowed;
-  CPU_ZERO(&allowed);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
-  std::set<std::string> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &allowed)) continue;
-    char path[96], siblings[128] = "";
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
-    if (FILE* file = fopen(path, "re")) {
-      if (!fgets(siblings, sizeof siblings, file)) siblings[0] = 0;
-      fclose(file);
-    }
-    cores.insert(siblings[0] ? siblings : path);
-  }
-  int threads = std::max(1, int(cores.size()));
-  if (FILE* file = fopen("/sys/fs/cgroup/cpu.max", "re")) {
-    long long quota = 0, period = 0;
-    if (fscanf(file, "%lld %lld", &quota, &period) == 2 && period > 0) {
-      threads = std::max(1, std::min<int>(threads, int(quota / period)));
-    }
-    fclose(file);
-  }
-  return threads;
-}
-
-std::string processor_name() {
-  std::string name = "unknown processor";
-  FILE* file = fopen("/proc/cpuinfo", "re");
-  if (!file) return name;
-  char line[256];
-  while (fgets(line, sizeof line, file)) {
-    if (strncmp(line, "model name", 10) != 0) continue;
-    if (const char* colon = strchr(line, ':')) name = std::string(colon + 2, strcspn(colon + 2, "\n"));
-    break;
-  }
-  fclose(file);
-  return name;
-}
 
 void start_amx_thread() {
   if (amx_report().available) amx_request_permission();
@@ -165,14 +119,12 @@ class CpuDevice final : public Device {
   FileTransfer write_file(const unsigned char* device, int descriptor, int64_t offset, int64_t bytes) override {
     FileTransfer done;
     while (done.bytes < bytes) {
-      const ssize_t count =
-          pwrite(descriptor, device + done.bytes, size_t(bytes - done.bytes), off_t(offset + done.bytes));
-      if (count > 0) {
-        done.bytes += count;
-      } else if (count == 0 || errno != EINTR) {
+      const int64_t count = write_at(descriptor, device + done.bytes, size_t(bytes - done.bytes), offset + done.bytes);
+      if (count <= 0) {
         done.error = count == 0 ? EIO : errno;
         break;
       }
+      done.bytes += count;
     }
     return done;
   }
@@ -229,7 +181,7 @@ Status open_cpu_device(const DeviceOptions& options, std::shared_ptr<Device>& ou
     return error(Code::kInvalidArgument, "Device.open: threads: expected 1 to %d, got %d", kMaxThreads,
                  options.threads);
   }
-  const int threads = options.threads ? options.threads : default_threads();
+  const int threads = options.threads ? options.threads : usable_cores();
   auto device = std::make_shared<CpuDevice>(options, std::move(isas), chosen, threads);
   LAPIDARY_RETURN_IF_ERROR(device->start());
   out = std::move(device);

@@ -1,8 +1,8 @@
 #include "backends/cpu/file_reading.h"
 
-#include <unistd.h>
-
 #include <cerrno>
+
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -22,14 +22,12 @@ void note_missing(FileReading& reading, int64_t at) {
 
 void read_piece(FileReading& reading, int64_t begin, int64_t end) {
   while (begin < end) {
-    const ssize_t got =
-        pread(reading.descriptor, reading.to + begin, size_t(end - begin), off_t(reading.offset + begin));
-    if (got > 0) {
-      begin += got;
-    } else if (got == 0 || errno != EINTR) {
+    const int64_t got = read_at(reading.descriptor, reading.to + begin, size_t(end - begin), reading.offset + begin);
+    if (got <= 0) {
       if (got < 0) reading.error.store(errno);
       return note_missing(reading, begin);
     }
+    begin += got;
   }
 }
 

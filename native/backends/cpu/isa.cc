@@ -7,9 +7,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-#elif defined(__aarch64__)
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace lapidary {
@@ -59,12 +61,25 @@ const char* unsupported_reason(const std::string& name) {
 #elif defined(__aarch64__)
 constexpr const char* kArchitecture = "aarch64";
 
+#if defined(__linux__)
+bool has_byte_products() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP); }
+#elif defined(__APPLE__)
+bool has_feature(const char* name) {
+  int value = 0;
+  size_t length = sizeof value;
+  return sysctlbyname(name, &value, &length, nullptr, 0) == 0 && value != 0;
+}
+bool has_byte_products() {
+  return has_feature("hw.optional.arm.FEAT_I8MM") && has_feature("hw.optional.arm.FEAT_DotProd");
+}
+#else
+bool has_byte_products() { return false; }
+#endif
+
 const char* unsupported_reason(const std::string& name) {
   if (name == "scalar" || name == "neon") return nullptr;
   if (name == "i8mm") {
-    const bool i8mm = getauxval(AT_HWCAP2) & HWCAP2_I8MM;
-    const bool dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
-    return i8mm && dotprod ? nullptr : "the processor has no int8 matrix multiplication (I8MM) with dot products";
+    return has_byte_products() ? nullptr : "the processor has no int8 matrix multiplication (I8MM) with dot products";
   }
   return "unknown";
 }

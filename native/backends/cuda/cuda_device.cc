@@ -3,14 +3,13 @@
 // An execution queues all its calls and then waits once for the device, so that whoever hears of its end finds the memory it used free
 // to be used again. The wait costs some 10 µs per batch of calls or replay; in exchange nothing above has to know that a GPU runs behind
 // the processor's back.
-#include <unistd.h>
-
 #include <cerrno>
 #include <cstring>
 #include <iterator>
 
 #include "backends/cuda/allocator.h"
 #include "backends/cuda/cuda_device.h"
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -223,7 +222,7 @@ class CudaDevice final : public Device {
 
   FileTransfer read_file(unsigned char* device, int descriptor, int64_t offset, int64_t bytes) override {
     return by_pieces(bytes, [&](unsigned char* piece, int64_t at, size_t size) {
-      const ssize_t count = pread(descriptor, piece, size, off_t(offset + at));
+      const int64_t count = read_at(descriptor, piece, size, offset + at);
       if (count > 0) lanes_->copy_in(device + at, piece, size_t(count));
       return count;
     });
@@ -231,7 +230,7 @@ class CudaDevice final : public Device {
   FileTransfer write_file(const unsigned char* device, int descriptor, int64_t offset, int64_t bytes) override {
     FileTransfer done = by_pieces(bytes, [&](unsigned char* piece, int64_t at, size_t size) {
       lanes_->copy_out(piece, device + at, size);
-      return pwrite(descriptor, piece, size, off_t(offset + at));
+      return write_at(descriptor, piece, size, offset + at);
     });
     if (done.bytes < bytes && done.error == 0) done.error = EIO;
     return done;
@@ -286,7 +285,7 @@ class CudaDevice final : public Device {
     if (!buffer) done.error = ENOMEM;
     while (done.bytes < bytes && done.error == 0) {
       const size_t size = size_t(std::min<int64_t>(bytes - done.bytes, kPieceBytes));
-      const ssize_t count = move(buffer.get(), done.bytes, size);
+      const int64_t count = move(buffer.get(), done.bytes, size);
       if (count > 0) {
         done.bytes += count;
       } else if (count == 0) {

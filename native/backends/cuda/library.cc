@@ -1,9 +1,8 @@
 #include "backends/cuda/library.h"
 
-#include <dlfcn.h>
-
-#include <cstring>
 #include <mutex>
+
+#include "core/system.h"
 
 namespace lapidary {
 namespace {
@@ -13,25 +12,17 @@ constexpr int kDriverVersion = 13000;
 constexpr int kInsufficientDriver = 35;  // cudaErrorInsufficientDriver
 constexpr int kNoDevice = 100;           // cudaErrorNoDevice
 
-// The folder this addon was loaded from, with a slash.
-std::string own_folder() {
-  Dl_info place;
-  if (dladdr(reinterpret_cast<const void*>(&open_cuda_library), &place) == 0 || !place.dli_fname) return "";
-  const char* slash = strrchr(place.dli_fname, '/');
-  return slash ? std::string(place.dli_fname, size_t(slash - place.dli_fname) + 1) : "";
-}
-
 Status open_library(const std::string& path, const LapidaryCudaApi*& out) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  std::string reason;
+  void* library = open_shared_library(path, reason);
   if (!library) {
-    const char* reason = dlerror();
     return error(
         Code::kDeviceUnavailable,
         "cuda: the CUDA library could not be opened: %s. Prebuilt packages have it; from source: LAPIDARY_CUDA=on "
         "npx lapidary build, with nvcc 13.0 or newer",
-        reason ? reason : path.c_str());
+        reason.c_str());
   }
-  const auto entry = reinterpret_cast<LapidaryCudaEntry>(dlsym(library, "lapidary_cuda_api"));
+  const auto entry = reinterpret_cast<LapidaryCudaEntry>(library_symbol(library, "lapidary_cuda_api"));
   const LapidaryCudaApi* api = entry ? entry() : nullptr;
   if (!api || api->version != kLapidaryCudaVersion || api->call_bytes != sizeof(Call)) {
     return error(Code::kDeviceUnavailable, "cuda: %s is of another version of this package", path.c_str());
@@ -47,8 +38,9 @@ Status open_cuda_library(bool emulated, const LapidaryCudaApi*& out) {
   static const LapidaryCudaApi* opened[2] = {};
   std::lock_guard lock(mutex);
   if (!opened[emulated]) {
-    const char* name = emulated ? "liblapidary_cuda_emulated.so" : "liblapidary_cuda.so";
-    LAPIDARY_RETURN_IF_ERROR(open_library(own_folder() + name, opened[emulated]));
+    const std::string folder = folder_of_code(reinterpret_cast<const void*>(&open_cuda_library));
+    const std::string name = library_file_name(emulated ? "lapidary_cuda_emulated" : "lapidary_cuda");
+    LAPIDARY_RETURN_IF_ERROR(open_library(folder + name, opened[emulated]));
   }
   out = opened[emulated];
   return {};
