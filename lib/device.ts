@@ -9,6 +9,7 @@ import { Stream } from './stream.ts'
 /** Instruction sets, least first: the names of native/kernels/cpu/isa.def. */
 export type Isa = 'scalar' | 'avx2' | 'avx512' | 'avx512_bf16' | 'amx' | 'amx_emulated' | 'neon' | 'i8mm'
 
+/** Settings of {@link Device.open}. */
 export interface DeviceOptions {
   /** Threads that compute, the stream's own included. Default: the physical cores this process may use. */
   threads?: number
@@ -18,7 +19,8 @@ export interface DeviceOptions {
   guard?: boolean
 }
 
-export type DeviceInfo = NativeDeviceInfo
+/** What a device is: its name, threads, memory, and which instruction set serves each op. */
+export interface DeviceInfo extends NativeDeviceInfo {}
 
 /** One entry of `Device.list()`. */
 export interface DeviceListing {
@@ -141,6 +143,7 @@ export class Device implements Disposable {
     release(this.#holdings)
   }
 
+  /** {@link Device.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -31,7 +31,8 @@ export {
   type TokenLogprobs,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
-export type { GemmaConfig } from './models/gemma/config.ts'
+export type { Architecture, GemmaConfig, LayerType } from './models/gemma/config.ts'
+export type { HeadFormat } from './models/gemma/load-options.ts'
 export { type QuantizeCheckpointOptions, quantizeCheckpoint } from './models/gemma/quantize.ts'
 export { type GemmaSize, type GemmaSizeName, gemmaSizes } from './models/gemma/sizes.ts'
 export { type SyntheticOptions, writeSynthetic } from './models/gemma/synthetic.ts'
@@ -56,5 +57,6 @@ export {
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
 export { type PackedForm, Tensor } from './tensor.ts'
-export { type ChatMessage, ChatTemplate } from './tokenizer/chat.ts'
-export { Tokenizer } from './tokenizer/tokenizer.ts'
+export { type ChatEncodeOptions, type ChatMessage, type ChatOptions, ChatTemplate } from './tokenizer/chat.ts'
+export type { StreamDecoder } from './tokenizer/stream-decoder.ts'
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.ts'
