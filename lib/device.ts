@@ -15,6 +15,7 @@ export type GpuFamily = 'sm80' | 'sm80_emulated'
 /** What `Device.open` takes: the processor, the first GPU, or one by its number. */
 export type DeviceKind = 'cpu' | 'cuda' | `cuda:${number}`
 
+/** Settings of {@link Device.open}. */
 export interface DeviceOptions {
   /** Threads that compute, the stream's own included. Default: the physical cores this process may use. A GPU has its own. */
   threads?: number
@@ -32,7 +33,8 @@ export interface DeviceOptions {
   unverified?: boolean
 }
 
-export type DeviceInfo = NativeDeviceInfo
+/** What a device is: its name, threads, memory, and which instruction set serves each op. */
+export interface DeviceInfo extends NativeDeviceInfo {}
 
 /** A GPU as `Device.list()` tells of it. */
 export interface GpuListing {
@@ -167,6 +169,7 @@ export class Device implements Disposable {
     release(this.#holdings)
   }
 
+  /** {@link Device.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

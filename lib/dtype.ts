@@ -4,6 +4,7 @@
  */
 import { LapidaryError } from './errors.ts'
 
+/** One dtype: how its elements lie in memory. */
 export interface DTypeInfo {
   readonly name: DType
   /** Elements that share one block of storage. */
@@ -32,6 +33,7 @@ export type DType =
   | 'sfp8'
   | 'i4'
 
+/** Every dtype, in the order of native/core/dtype.h. */
 export const dtypes: readonly DTypeInfo[] = [
   { name: 'f32', block: 1, blockBytes: 4, unitRoundoff: 2 ** -24 },
   { name: 'f16', block: 1, blockBytes: 2, unitRoundoff: 2 ** -11 },

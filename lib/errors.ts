@@ -26,6 +26,7 @@ export const errorCodes = {
   ERR_INTERNAL: 'a defect in Lapidary itself',
 } as const
 
+/** One of the keys of {@link errorCodes}. */
 export type ErrorCode = keyof typeof errorCodes
 
 /**

@@ -46,7 +46,8 @@ export {
   type VideoPart,
 } from './engine/gemma.ts'
 export { type ErrorCode, errorCodes, LapidaryError } from './errors.ts'
-export type { GemmaConfig } from './models/gemma/config.ts'
+export type { Architecture, GemmaConfig, LayerType } from './models/gemma/config.ts'
+export type { HeadFormat } from './models/gemma/load-options.ts'
 export { type QuantizeCheckpointOptions, quantizeCheckpoint } from './models/gemma/quantize.ts'
 export { type GemmaSize, type GemmaSizeName, gemmaSizes } from './models/gemma/sizes.ts'
 export { type SyntheticOptions, writeSynthetic } from './models/gemma/synthetic.ts'
@@ -71,8 +72,15 @@ export {
 export { scope } from './scope.ts'
 export { Stream } from './stream.ts'
 export { type PackedForm, Tensor } from './tensor.ts'
-export { type ChatMessage, ChatTemplate, type TextPart } from './tokenizer/chat.ts'
-export { Tokenizer } from './tokenizer/tokenizer.ts'
+export {
+  type ChatEncodeOptions,
+  type ChatMessage,
+  type ChatOptions,
+  ChatTemplate,
+  type TextPart,
+} from './tokenizer/chat.ts'
+export type { StreamDecoder } from './tokenizer/stream-decoder.ts'
+export { type DecodeOptions, type EncodeOptions, Tokenizer } from './tokenizer/tokenizer.ts'
 export { decodeDataUrl, type ImageLimits, type ImageSource, type RawImage } from './vision/image-source.ts'
 export { isPublicAddress, type RemoteImageOptions, RemoteImages, type Resolve } from './vision/remote-images.ts'
 export { extractFrames, type VideoOptions } from './vision/video.ts'

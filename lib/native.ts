@@ -4,7 +4,9 @@
  * Handles are numbers (bridge/handle_table.h). Arguments are checked by the callers in lib/ for type and by native code for value.
  * @module
  */
+import { existsSync, readdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { DTypeInfo } from './dtype.ts'
 import { LapidaryError } from './errors.ts'
@@ -115,18 +117,49 @@ export interface NativeAddon {
   releaseProgram(program: number): void
 }
 
+interface FindAddon {
+  (folder: string): NativeAddon
+  /** The file that it would load; throws where there is none. */
+  resolve(folder: string): string
+}
+
+function filesOf(folder: string): string[] {
+  return existsSync(folder) ? readdirSync(folder).sort() : []
+}
+
+/** What was looked for, and what is there instead. */
+function describeAbsence(root: string): string {
+  const target = `${process.platform}-${process.arch}`
+  // node-gyp-build's own test for musl.
+  const libc = process.platform !== 'linux' ? '' : existsSync('/etc/alpine-release') ? '.musl' : '.glibc'
+  const folder = join(root, 'prebuilds')
+  const others = filesOf(folder)
+    .flatMap((name) => filesOf(join(folder, name)).map((file) => `${name}/${file}`))
+    .filter((file) => file.endsWith('.node'))
+  return (
+    `no file is build/Release/lapidary.node or prebuilds/${target}/lapidary${libc}.node in ${root}; ` +
+    (others.length > 0 ? `it has prebuilds ${others.join(', ')}` : 'it has no prebuilds')
+  )
+}
+
 function load(): NativeAddon {
-  const root = fileURLToPath(new URL('..', import.meta.url))
+  // LAPIDARY_PREBUILD names a folder with another build/Release or prebuilds; node-gyp-build reads it too.
+  const root = process.env.LAPIDARY_PREBUILD || fileURLToPath(new URL('..', import.meta.url))
+  const find = createRequire(import.meta.url)('node-gyp-build') as FindAddon
+  let file: string | undefined
   try {
-    const require = createRequire(import.meta.url)
-    const addon = require('node-gyp-build')(root) as NativeAddon
+    file = find.resolve(root)
+    const addon = find(root)
     addon.setErrorClass(LapidaryError)
     return addon
   } catch (cause) {
-    const target = `${process.platform}-${process.arch}`
+    const reason =
+      file === undefined
+        ? describeAbsence(root)
+        : `${file} does not load: ${(cause instanceof Error ? cause.message : String(cause)).replaceAll('\n', ' ')}`
     throw new LapidaryError(
       'ERR_NATIVE_MISSING',
-      `the native addon for ${target} could not be loaded from ${root}: expected prebuilds/${target} or build/Release. ` +
+      `the native addon for ${process.platform}-${process.arch}, Node ${process.versions.node}, could not be loaded: ${reason}. ` +
         'To compile it from source, run: npx lapidary build',
       { cause },
     )

@@ -26,6 +26,7 @@ export type ProgramArrays<Outputs extends ProgramOutputs> = Outputs extends Tens
 /** A program's input: a tensor of its device, or a typed array of the input's dtype, which is copied. */
 export type ProgramInput = Tensor | ArrayBufferView
 
+/** Settings of {@link Program.capture}. */
 export interface ProgramOptions {
   /**
    * Another program of the same stream whose arena this one uses too, where it is large enough: capture the one that needs most
@@ -154,6 +155,7 @@ export class Program<Outputs extends ProgramOutputs = Tensor> implements Disposa
     native.releaseProgram(this.#handle)
   }
 
+  /** {@link Program.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

@@ -57,6 +57,7 @@ export class Stream implements Disposable {
       this.device.currentStream = this.device.stream
   }
 
+  /** {@link Stream.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

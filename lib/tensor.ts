@@ -273,6 +273,7 @@ export class Tensor implements Disposable {
     this.#handle = 0
   }
 
+  /** {@link Tensor.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose()
   }

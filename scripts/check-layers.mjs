@@ -41,6 +41,12 @@ const libRooms = {
 }
 const faces = new Set(['lib/index.ts'])
 
+// What only one system has is behind core/system.h, so that the rest compiles everywhere. amx.cc asks Linux for tiles, isa.cc each system
+// for its processor; the emulated GPU is for tests on Linux.
+const systemHeaders = /^(dlfcn|sys\/(mman|syscall|auxv|sysctl|random|resource)|windows)\.h$/
+const systemFiles =
+  /^native\/(core\/system_\w+\.cc|backends\/cpu\/(amx|isa)\.cc|cmake\/glibc_compat\.cc|kernels\/cuda\/device\/emulation\/.*)$/
+
 const problems = []
 let files = 0
 
@@ -80,6 +86,9 @@ for (const file of sources('native', ['.h', '.cc', '.def', '.cu', '.cuh'])) {
       if (/^(napi|node_api|node|v8|uv)\.h$/.test(included)) {
         if (!file.startsWith('native/bridge/'))
           problems.push(`${file}:${index + 1}: only native/bridge includes ${included}`)
+      } else if (systemHeaders.test(included)) {
+        if (!systemFiles.test(file))
+          problems.push(`${file}:${index + 1}: only native/core/system_*.cc includes ${included}`)
       } else if (quote === '"') {
         // From the include root native/, or, where that has no such file, from the file's own folder.
         const beside = path.posix.join(path.posix.dirname(file), included)

@@ -1,59 +1,70 @@
-// Makes prebuilds/linux-<arch>/lapidary.glibc.node with prebuildify, and refuses a binary that would not load elsewhere.
+// Makes prebuilds/<platform>-<arch>/ with prebuildify, and checks them (scripts/check-prebuilds.mjs): the binaries that a
+// release carries. Linux is linked against Debian 11's C library (scripts/sysroot.mjs), Windows is compiled with MinGW-w64.
 //
-//   node scripts/prebuild.mjs [x64] [arm64]       default: this machine's architecture
-import { execFileSync } from 'node:child_process'
-import { mkdirSync } from 'node:fs'
+//   node scripts/prebuild.mjs [linux-x64] [linux-arm64] [win32-x64]     default: all three
+//   node scripts/prebuild.mjs --host                                    this machine, as `npm run build:native` compiled it
+//
+// --host links against this machine's C library: for tests of the package, and for the systems that the release workflow
+// compiles on themselves (macOS, musl).
+import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { promisify } from 'node:util'
-import { packageRoot, requireTools, variant } from './native-variants.mjs'
+import { checkPrebuild } from './check-prebuilds.mjs'
+import { buildEnvironment, packageRoot, requireTools, toolPrefix, variant } from './native-variants.mjs'
+import { sysroot } from './sysroot.mjs'
 
 const prebuildify = promisify(createRequire(import.meta.url)('prebuildify'))
-
-// The newest glibc a prebuild may ask for: Debian 12, Ubuntu 22.04 and RHEL 9 have 2.34 or later.
-const glibcLimit = [2, 34]
 const shim = path.join(packageRoot, 'scripts', 'node-gyp-shim.cjs')
 
-function checkBinary(file, prefix) {
-  const undefinedSymbols = execFileSync(`${prefix}nm`, ['-D', '--undefined-only', file], { encoding: 'utf8' })
-  const unresolved = undefinedSymbols
-    .split('\n')
-    .filter((line) => line.trim() && !/@|\bnapi_|\bnode_api_| w /.test(line))
-  if (unresolved.length > 0) throw new Error(`${file} has symbols that nothing provides:\n${unresolved.join('\n')}`)
-  const versions = execFileSync(`${prefix}readelf`, ['-V', file], { encoding: 'utf8' })
-  const needed = [...versions.matchAll(/GLIBC_(\d+)\.(\d+)/g)].map((match) => [Number(match[1]), Number(match[2])])
-  const newest = needed.reduce((a, b) => (a[0] * 1000 + a[1] >= b[0] * 1000 + b[1] ? a : b), [0, 0])
-  if (newest[0] * 1000 + newest[1] > glibcLimit[0] * 1000 + glibcLimit[1]) {
-    throw new Error(`${file} needs glibc ${newest.join('.')}; the limit is ${glibcLimit.join('.')}`)
-  }
-  return newest.join('.')
+const compilers = {
+  'linux-x64': { 'g++': 'g++' },
+  'linux-arm64': { 'aarch64-linux-gnu-g++': 'g++-aarch64-linux-gnu' },
+  'win32-x64': { 'x86_64-w64-mingw32-g++-posix': 'g++-mingw-w64-x86-64-posix' },
 }
 
-const requested = process.argv.slice(2)
-for (const arch of requested.length > 0 ? requested : [process.arch]) {
-  const crosses = arch !== process.arch
-  if (crosses) requireTools({ 'aarch64-linux-gnu-g++': 'g++-aarch64-linux-gnu' })
-  const prefix = crosses ? 'aarch64-linux-gnu-' : ''
-  const chosen = variant({ arch })
-  // prebuildify strips and moves the addon of build/Release: it gets a copy, in a folder of its own.
-  const staging = path.join(packageRoot, 'build', 'prebuild')
+async function prebuild(target, host) {
+  const [platform, arch] = target.split('-')
+  if (!host) requireTools(compilers[target])
+  const chosen = variant({ platform, arch, sysroot: !host && platform === 'linux' ? sysroot(arch) : undefined })
+  // prebuildify strips and moves what it finds in build/Release: it gets copies, in a folder of its own.
+  const staging = path.join(packageRoot, 'build', 'prebuild', target)
+  rmSync(staging, { recursive: true, force: true })
   mkdirSync(staging, { recursive: true })
-  process.env.LAPIDARY_BUILD_ROOT = chosen.root
-  process.env.LAPIDARY_COPY_TO = path.join(staging, 'build', 'Release')
+  Object.assign(process.env, buildEnvironment(chosen), {
+    LAPIDARY_COPY_TO: path.join(staging, 'build', 'Release'),
+  })
+  if (!chosen.sysroot) delete process.env.LAPIDARY_SYSROOT
+  const musl = platform === 'linux' && existsSync('/etc/alpine-release')
+  const folder = path.join(packageRoot, 'prebuilds', target)
+  rmSync(folder, { recursive: true, force: true })
   await prebuildify({
     name: 'lapidary',
     cwd: staging,
     out: packageRoot,
-    platform: 'linux',
+    platform,
     arch,
     napi: true,
     strip: true,
-    stripBin: `${prefix}strip`,
-    tagLibc: true,
-    libc: 'glibc',
+    stripBin: `${toolPrefix(chosen)}strip`,
+    tagLibc: platform === 'linux',
+    libc: musl ? 'musl' : 'glibc',
     nodeGyp: shim,
     targets: [],
   })
-  const file = path.join(packageRoot, 'prebuilds', `linux-${arch}`, 'lapidary.glibc.node')
-  console.log(`${path.relative(packageRoot, file)}: needs glibc ${checkBinary(file, prefix)}`)
+  return folder
+}
+
+const requested = process.argv.slice(2)
+const host = requested.includes('--host')
+const targets = host ? [`${process.platform}-${process.arch}`] : requested
+const unknown = targets.filter((target) => !host && !compilers[target])
+if (unknown.length > 0) {
+  console.error(
+    `unknown target ${unknown.join(', ')}: expected --host, or some of ${Object.keys(compilers).join(', ')}`,
+  )
+  process.exit(1)
+}
+for (const target of targets.length > 0 ? targets : Object.keys(compilers)) {
+  checkPrebuild(await prebuild(target, host), { anyGlibc: host })
 }

@@ -8,6 +8,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { describeMissing, missingForBuild, missingHeaders } from './build-tools.ts'
 
 const packageRoot = fileURLToPath(new URL('../..', import.meta.url))
 const tools = ['cmake-js', 'node-addon-api'] as const
@@ -49,17 +50,27 @@ function toolFolder(stdio: StdioOptions): string | undefined {
   return npm.status === 0 ? folder : undefined
 }
 
+function refuse(text: string): number {
+  process.stderr.write(`lapidary: ${text}`)
+  return 1
+}
+
 /**
  * Builds build/Release/lapidary.node inside the package; the compiler's output goes to the terminal, with `json` to standard error.
- * Returns an exit status.
+ * Where something is missing that it needs, it says what, and begins nothing. Returns an exit status.
  */
 export function buildFromSource(json = false): number {
   const stdio: StdioOptions = json ? ['inherit', 2, 'inherit'] : 'inherit'
+  const missing = missingForBuild(packageRoot)
+  if (missing.length > 0) return refuse(describeMissing(missing))
   const folder = toolFolder(stdio)
   if (folder === undefined) {
-    process.stderr.write(`lapidary: ${tools.join(' and ')} could not be fetched; install them and run this again\n`)
-    return 1
+    return refuse(`${tools.join(' and ')} could not be fetched; install them and run this again\n`)
   }
+  // cmake-js brings Node's headers as a dependency of its own, which may lie inside it.
+  const cmakeJs = createRequire(createRequire(join(folder, 'package.json')).resolve('cmake-js/package.json'))
+  const headers = missingHeaders(cmakeJs.resolve)
+  if (headers.length > 0) return refuse(describeMissing(headers))
   const build = spawnSync(process.execPath, [join(packageRoot, 'scripts', 'build-native.cjs')], {
     cwd: packageRoot,
     stdio,

@@ -10,6 +10,7 @@ import { KvPages, type KvPagesOptions } from './kv-pages.ts'
 
 /** How keys and values are stored. i8: bytes with one f32 scale per token and head. */
 export const kvDtypes = ['bf16', 'f32', 'i8'] as const
+/** How keys and values are kept. */
 export type KvDType = (typeof kvDtypes)[number]
 
 /** Keys and values of one token in one layer, in bytes. */

@@ -7,12 +7,14 @@ import type { Tensor } from '../tensor.ts'
 
 const outputDtypes = ['f32', 'bf16'] as const
 
+/** @internal The op behind `embedding`. */
 export const embeddingOp: Op = defineOp('embedding', {
   inputs: ['ids', 'table'],
   attributes: ['scale', 'outputDtype'],
   outputs: ['out'],
 })
 
+/** Settings of {@link embedding}. */
 export interface EmbeddingOptions {
   /**
    * Multiplies every element, in f32. Default 1. Gemma takes √hiddenSize rounded to the checkpoint's dtype (bf16: 50.5 for 2560); the

@@ -7,6 +7,7 @@ import type { Tensor } from '../tensor.ts'
 
 const outputDtypes = ['same', 'f32', 'bf16'] as const
 
+/** @internal The op behind `flashAttention`. */
 export const flashAttentionOp: Op = defineOp('flash_attention', {
   inputs: [
     'q',
@@ -25,6 +26,7 @@ export const flashAttentionOp: Op = defineOp('flash_attention', {
   outputs: ['out'],
 })
 
+/** Settings of {@link flashAttention}. */
 export interface FlashAttentionOptions {
   /** Factor of the scores. Default 1 / √headDim. */
   readonly scale?: number

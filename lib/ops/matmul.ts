@@ -8,12 +8,14 @@ import type { Tensor } from '../tensor.ts'
 const epilogues = ['none', 'geglu'] as const
 const outputDtypes = ['f32', 'bf16'] as const
 
+/** @internal The op behind `matmul`. */
 export const matmulOp: Op = defineOp('matmul', {
   inputs: ['x', 'weight', 'bias?'],
   attributes: ['epilogue', 'outputDtype'],
   outputs: ['out'],
 })
 
+/** Settings of {@link matmul}. */
 export interface MatmulOptions {
   /** f32 [N], added to every row before the epilogue. */
   readonly bias?: Tensor

@@ -5,6 +5,7 @@
 import { choiceIndex, defineOp, type Op } from '../op.ts'
 import type { Tensor } from '../tensor.ts'
 
+/** The stored formats of weights that {@link packWeights} takes. */
 export const weightFormats = [
   'stored',
   'i8_channel',
@@ -19,18 +20,21 @@ export type WeightFormat = (typeof weightFormats)[number]
 
 const interleaves = ['rows', 'gate_up'] as const
 
+/** @internal The op behind `packWeights`. */
 export const packWeightsOp: Op = defineOp('pack_weights', {
   inputs: ['weight', 'scales?', 'zeros?', 'groupIndex?'],
   attributes: ['format', 'groupSize', 'scale'],
   outputs: ['packed'],
 })
 
+/** @internal The op behind `stackWeights`. */
 export const stackWeightsOp: Op = defineOp('stack_weights', {
   inputs: ['a', 'b', 'c?'],
   attributes: ['interleave'],
   outputs: ['packed'],
 })
 
+/** Settings of {@link packWeights}. */
 export interface PackWeightsOptions {
   /** Default `stored`. */
   readonly format?: WeightFormat
@@ -77,6 +81,7 @@ export function packWeights(weight: Tensor, options: PackWeightsOptions = {}): T
   )
 }
 
+/** Settings of {@link stackWeights}. */
 export interface StackWeightsOptions {
   /**
    * `rows` (default): one matrix above the other, as for q, k and v. `gate_up`: two of equal N, interleaved so that `matmul` can

@@ -6,9 +6,12 @@ import type { Device } from '../device.ts'
 import { choiceIndex, defineOp, type Op } from '../op.ts'
 import { Tensor } from '../tensor.ts'
 
+/** What {@link probe} measures: a plain read, or one kind of arithmetic. */
 export const probeKinds = ['read', 'fma_f32', 'dot_i8', 'dot_bf16', 'tile_i8', 'tile_bf16'] as const
+/** One of {@link probeKinds}. */
 export type ProbeKind = (typeof probeKinds)[number]
 
+/** @internal The op behind `probe`. */
 export const probeOp: Op = defineOp('probe', {
   inputs: ['buffer'],
   attributes: ['kind', 'repetitions'],

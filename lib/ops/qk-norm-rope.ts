@@ -7,6 +7,7 @@ import type { Tensor } from '../tensor.ts'
 
 const outputDtypes = ['same', 'f32', 'bf16'] as const
 
+/** @internal The op behind `qkNormRope`. */
 export const qkNormRopeOp: Op = defineOp('qk_norm_rope', {
   inputs: [
     'q',
@@ -38,6 +39,7 @@ export interface KvCacheTarget {
   readonly vScales?: Tensor | undefined
 }
 
+/** Settings of {@link qkNormRope}. */
 export interface QkNormRopeOptions {
   /** i32 [tokens], absolute, at least 0. */
   readonly positions: Tensor
@@ -68,6 +70,7 @@ export interface QkNormRopeOptions {
   readonly outputDtype?: 'same' | 'f32' | 'bf16'
 }
 
+/** What {@link qkNormRope} gives. */
 export interface QkNormRopeResult {
   /** [tokens, queryHeads, headDim] */
   readonly q: Tensor

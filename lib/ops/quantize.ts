@@ -9,22 +9,26 @@ const quantizeFormats = ['q4_0', 'q8_0', 'i4'] as const
 const scaleDtypes = ['f16', 'bf16'] as const
 const outputDtypes = ['f32', 'bf16'] as const
 
+/** @internal The op behind `quantize`. */
 export const quantizeOp: Op = defineOp('quantize', {
   inputs: ['x'],
   attributes: ['format', 'groupSize', 'scaleDtype'],
   outputs: ['out', 'scales'],
 })
 
+/** @internal The op behind `dequantize`. */
 export const dequantizeOp: Op = defineOp('dequantize', {
   inputs: ['w'],
   attributes: ['outputDtype', 'scale'],
   outputs: ['out'],
 })
 
+/** {@link quantize} to the blocks of a file format. */
 export interface QuantizeBlocksOptions {
   readonly format: 'q4_0' | 'q8_0'
 }
 
+/** {@link quantize} to codes with one scale per group. */
 export interface QuantizeGroupsOptions {
   readonly format: 'i4'
   /** Columns that share a scale. Default 32. */
@@ -64,6 +68,7 @@ export function quantize(x: Tensor, options: QuantizeBlocksOptions | QuantizeGro
   return { packed, scales }
 }
 
+/** Settings of {@link dequantize}. */
 export interface DequantizeOptions {
   /** Default f32. */
   readonly outputDtype?: 'f32' | 'bf16'

@@ -5,12 +5,14 @@
 import { defineOp, type Op } from '../op.ts'
 import type { Tensor } from '../tensor.ts'
 
+/** @internal The op behind `refineLogits`. */
 export const refineLogitsOp: Op = defineOp('refine_logits', {
   inputs: ['logits!', 'hidden', 'table'],
   attributes: ['top'],
   outputs: [],
 })
 
+/** Settings of {@link refineLogits}. */
 export interface RefineLogitsOptions {
   /** How many logits of each row, at least 1. Default 256. */
   readonly top?: number

@@ -14,17 +14,20 @@ const castDtypes: readonly DType[] = ['f32', 'bf16', 'f16']
 
 const outputChoice = (dtype: OutputOptions['outputDtype']) => choiceIndex(outputDtypes, dtype, 'outputDtype')
 
+/** What most row ops can be told. */
 export interface OutputOptions {
   /** What the result is rounded to. Default: the dtype of the first tensor. */
   readonly outputDtype?: 'f32' | 'bf16' | 'f16' | undefined
 }
 
+/** @internal The op behind `rmsNorm`. */
 export const rmsNormOp: Op = defineOp('rms_norm', {
   inputs: ['x', 'weight?'],
   attributes: ['eps', 'weightBias', 'outputDtype'],
   outputs: ['out'],
 })
 
+/** Settings of {@link rmsNorm}. */
 export interface RmsNormOptions extends OutputOptions {
   /** Added to the mean square. Default 1e-6. */
   readonly eps?: number | undefined
@@ -47,12 +50,14 @@ export function rmsNorm(x: Tensor, weight?: Tensor, options: RmsNormOptions = {}
   return rmsNormOp.one([x, weight], [eps, weightBias, outputChoice(outputDtype)])
 }
 
+/** @internal The op behind `addRmsNorm`. */
 export const addRmsNormOp: Op = defineOp('add_rms_norm', {
   inputs: ['x', 'residual', 'postWeight?', 'preWeight?'],
   attributes: ['eps', 'weightBias', 'postNorm', 'nextNorm', 'outScale', 'outputDtype'],
   outputs: ['residualOut', 'normed'],
 })
 
+/** Settings of {@link addRmsNorm}. */
 export interface AddRmsNormOptions {
   /** f32 [n]: weight of the norm of x. */
   readonly postWeight?: Tensor | undefined
@@ -117,12 +122,14 @@ export function addRmsNorm(
   return { residual: sum as Tensor, normed }
 }
 
+/** @internal The op behind `layerNorm`. */
 export const layerNormOp: Op = defineOp('layer_norm', {
   inputs: ['x', 'weight?', 'bias?'],
   attributes: ['eps', 'outputDtype'],
   outputs: ['out'],
 })
 
+/** Settings of {@link layerNorm}. */
 export interface LayerNormOptions extends OutputOptions {
   /** Added to the variance. Default 1e-6. */
   readonly eps?: number | undefined
@@ -145,6 +152,7 @@ export function layerNorm(x: Tensor, weight?: Tensor, bias?: Tensor, options: La
   return layerNormOp.one([x, weight, bias], [eps, outputChoice(outputDtype)])
 }
 
+/** @internal The op behind `gelu`. */
 export const geluOp: Op = defineOp('gelu', { inputs: ['x'], attributes: ['outputDtype'], outputs: ['out'] })
 
 /**
@@ -160,6 +168,7 @@ export function gelu(x: Tensor, options: OutputOptions = {}): Tensor {
   return geluOp.one([x], [outputChoice(options.outputDtype)])
 }
 
+/** @internal The op behind `geglu`. */
 export const gegluOp: Op = defineOp('geglu', {
   inputs: ['gate', 'up?'],
   attributes: ['outputDtype'],
@@ -180,6 +189,7 @@ export function geglu(gate: Tensor, up?: Tensor, options: OutputOptions = {}): T
   return gegluOp.one([gate, up], [outputChoice(options.outputDtype)])
 }
 
+/** @internal The op behind `add`. */
 export const addOp: Op = defineOp('add', { inputs: ['a', 'b'], attributes: ['outputDtype'], outputs: ['out'] })
 
 /**
@@ -196,6 +206,7 @@ export function add(a: Tensor, b: Tensor, options: OutputOptions = {}): Tensor {
   return addOp.one([a, b], [outputChoice(options.outputDtype)])
 }
 
+/** @internal The op behind `softcap`. */
 export const softcapOp: Op = defineOp('softcap', {
   inputs: ['x'],
   attributes: ['cap', 'outputDtype'],
@@ -216,6 +227,7 @@ export function softcap(x: Tensor, cap: number, options: OutputOptions = {}): Te
   return softcapOp.one([x], [cap, outputChoice(options.outputDtype)])
 }
 
+/** @internal The op behind `cast`. */
 export const castOp: Op = defineOp('cast', { inputs: ['x'], attributes: ['dtype'], outputs: ['out'] })
 
 /**
@@ -232,6 +244,7 @@ export function cast(x: Tensor, dtype: DType): Tensor {
   return castOp.one([x], [choiceIndex(castDtypes, dtype, 'cast: dtype')])
 }
 
+/** @internal The op behind `meanRows`. */
 export const meanRowsOp: Op = defineOp('mean_rows', { inputs: ['x', 'starts'], attributes: [], outputs: ['out'] })
 
 /**

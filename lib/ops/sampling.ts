@@ -5,8 +5,10 @@
 import { defineOp, type Op } from '../op.ts'
 import type { Tensor } from '../tensor.ts'
 
+/** @internal The op behind `argmax`. */
 export const argmaxOp: Op = defineOp('argmax', { inputs: ['logits'], attributes: [], outputs: ['tokens'] })
 
+/** @internal The op behind `sample`. */
 export const sampleOp: Op = defineOp('sample', {
   inputs: ['logits', 'state!', 'settings?', 'bias?'],
   attributes: ['temperature', 'topK', 'topP', 'minP'],
@@ -26,6 +28,7 @@ export function argmax(logits: Tensor): Tensor {
   return argmaxOp.one([logits], [])
 }
 
+/** Settings of {@link sample}. */
 export interface SampleOptions {
   /** Divides the logits. 0: the largest logit wins. Default 1. */
   readonly temperature?: number
@@ -68,12 +71,14 @@ export function sample(logits: Tensor, state: Tensor, options: SampleOptions = {
   return sampleOp.one([logits, state, settings, bias], [temperature, topK, topP, minP])
 }
 
+/** @internal The op behind `adjustLogits`. */
 export const adjustLogitsOp: Op = defineOp('adjust_logits', {
   inputs: ['logits', 'rows', 'settings', 'counts?', 'bias?', 'mask?'],
   attributes: [],
   outputs: ['out'],
 })
 
+/** Settings of {@link adjustLogits}. */
 export interface AdjustLogitsOptions {
   /** i32 [rows]: which row of `counts` and `bias` belongs to each row of logits; −1: none, the row is copied as it is. */
   readonly rows: Tensor
@@ -115,12 +120,14 @@ export function adjustLogits(logits: Tensor, options: AdjustLogitsOptions): Tens
   return adjustLogitsOp.one([logits, rows, settings, counts, bias, mask], [])
 }
 
+/** @internal The op behind `countTokens`. */
 export const countTokensOp: Op = defineOp('count_tokens', {
   inputs: ['tokens', 'rows', 'counts!'],
   attributes: ['prompt'],
   outputs: [],
 })
 
+/** Settings of {@link countTokens}. */
 export interface CountTokensOptions {
   /**
    * The tokens are of the prompt: they are marked (bit 30 of a count) rather than counted, so that the repetition penalty sees them
@@ -144,12 +151,14 @@ export function countTokens(tokens: Tensor, counts: Tensor, rows: Tensor, option
   countTokensOp.all([tokens, rows, counts], [options.prompt])
 }
 
+/** @internal The op behind `logProbs`. */
 export const logProbsOp: Op = defineOp('log_probs', {
   inputs: ['logits', 'tokens'],
   attributes: ['top'],
   outputs: ['chosen', 'ids', 'values'],
 })
 
+/** What {@link logProbs} gives. */
 export interface LogProbs {
   /** f32 [rows]: of the token given for each row. */
   readonly chosen: Tensor

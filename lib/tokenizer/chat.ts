@@ -32,11 +32,13 @@ export interface ImagePlace {
 /** @internal What a template writes for an image. */
 export const imageMarker = '<start_of_image>'
 
+/** How a conversation becomes text. */
 export interface ChatOptions {
   /** End with the beginning of the model's turn. Default: true. */
   readonly generationPrompt?: boolean
 }
 
+/** How a conversation becomes tokens. */
 export interface ChatEncodeOptions extends ChatOptions {
   /** Recognise markers such as `<start_of_turn>` in the contents of messages. Default: false, they stay text. */
   readonly allowMarkers?: boolean

@@ -15,6 +15,7 @@ import { readSentencePiece } from './sentencepiece.ts'
 import { StreamDecoder } from './stream-decoder.ts'
 import { Vocabulary, type VocabularySource } from './vocabulary.ts'
 
+/** Settings of {@link Tokenizer.encode}. */
 export interface EncodeOptions {
   /** Put the bos id in front. Every Gemma model expects it once, at the start of a sequence. Default: false. */
   readonly bos?: boolean
@@ -27,6 +28,7 @@ export interface EncodeOptions {
   readonly control?: boolean
 }
 
+/** Settings of {@link Tokenizer.decode}. */
 export interface DecodeOptions {
   /** Keep control pieces and markers as text. Default: false, they are left out. */
   readonly special?: boolean

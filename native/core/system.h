@@ -63,6 +63,15 @@ void free_aligned(void* memory);
 // Bytes of memory this process may use: the machine's, or the container's limit.
 int64_t memory_limit();
 
+// ── libraries ──
+
+// The folder of the binary that holds `code`, with a separator at the end; empty where the system cannot say.
+std::string folder_of(const void* code);
+// Opens a library whose names are for find_symbol alone, and never closes it; null and the system's `reason` where it
+// does not open.
+void* open_library(const std::string& path, std::string& reason);
+void* find_symbol(void* library, const char* name);
+
 // ── processors and threads ──
 
 // Threads that can run at once on cores of their own: the cores the process may use without hyperthread siblings, at most

@@ -139,6 +139,24 @@ bool discard_pages(unsigned char* base, size_t bytes) {
 #endif
 }
 
+std::string folder_of(const void* code) {
+  Dl_info place;
+  if (dladdr(code, &place) == 0 || !place.dli_fname) return "";
+  const char* slash = strrchr(place.dli_fname, '/');
+  return slash ? std::string(place.dli_fname, size_t(slash - place.dli_fname) + 1) : "";
+}
+
+void* open_library(const std::string& path, std::string& reason) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    const char* text = dlerror();
+    reason = text ? text : path;
+  }
+  return library;
+}
+
+void* find_symbol(void* library, const char* name) { return dlsym(library, name); }
+
 void* allocate_aligned(size_t alignment, size_t bytes) { return aligned_alloc(alignment, bytes); }
 void free_aligned(void* memory) { free(memory); }
 

@@ -85,6 +85,13 @@ bool identity(HANDLE file, BY_HANDLE_FILE_INFORMATION& out) {
   return file != INVALID_HANDLE_VALUE && GetFileInformationByHandle(file, &out);
 }
 
+std::string narrow(const std::wstring& text) {
+  const int bytes = WideCharToMultiByte(CP_UTF8, 0, text.data(), int(text.size()), nullptr, 0, nullptr, nullptr);
+  std::string utf8(size_t(std::max(0, bytes)), '\0');
+  WideCharToMultiByte(CP_UTF8, 0, text.data(), int(text.size()), utf8.data(), bytes, nullptr, nullptr);
+  return utf8;
+}
+
 }  // namespace
 
 int open_for_reading(const char* path) { return open_sharing(path, GENERIC_READ, OPEN_EXISTING, _O_RDONLY); }
@@ -194,6 +201,25 @@ bool unmaps_parts() { return false; }
 // Decommitted pages would have to be committed again, which may fail when memory is short, and then the next write is a
 // crash.
 bool discard_pages(unsigned char*, size_t) { return false; }
+
+std::string folder_of(const void* code) {
+  HMODULE module = nullptr;
+  const DWORD flags = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
+  if (!GetModuleHandleExW(flags, reinterpret_cast<LPCWSTR>(code), &module)) return "";
+  std::wstring path(32768, L'\0');  // the longest that Windows has
+  path.resize(GetModuleFileNameW(module, path.data(), DWORD(path.size())));
+  return narrow(path.substr(0, path.find_last_of(L'\\') + 1));
+}
+
+void* open_library(const std::string& path, std::string& reason) {
+  HMODULE library = LoadLibraryExW(wide(path.c_str()).c_str(), nullptr, LOAD_WITH_ALTERED_SEARCH_PATH);
+  if (!library) reason = path + ": Windows error " + std::to_string(GetLastError());
+  return reinterpret_cast<void*>(library);
+}
+
+void* find_symbol(void* library, const char* name) {
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+}
 
 void* allocate_aligned(size_t alignment, size_t bytes) { return _aligned_malloc(bytes, alignment); }
 void free_aligned(void* memory) { _aligned_free(memory); }

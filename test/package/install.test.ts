@@ -48,7 +48,7 @@ function pack(folder: string): string {
 
 beforeAll(() => {
   compileLibrary()
-  run(process.execPath, [join(root, 'scripts/prebuild.mjs')], root)
+  run(process.execPath, [join(root, 'scripts/prebuild.mjs'), '--host'], root)
   const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as {
     dependencies: Record<string, string>
   }

@@ -7,6 +7,7 @@ import { LapidaryError } from '../../errors.ts'
 import { ggufConfig } from './config-gguf.ts'
 import { hfConfig } from './config-hf.ts'
 
+/** The model families that this package runs. */
 export type Architecture = 'gemma' | 'gemma2' | 'gemma3' | 'gemma-embedding'
 /** Local layers see a sliding window of keys, global ones all. */
 export type LayerType = 'local' | 'global'

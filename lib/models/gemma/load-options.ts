@@ -37,11 +37,11 @@ function bitsOf(dtype: DType | undefined): number {
 export const defaultRefine: number = 256
 
 export interface GemmaLoadOptions {
-  /** Default {@link defaultHead}. Look-ups of the embedding use the stored rows whatever the head is. */
+  /** Default: by how the layers are stored (4 bits beside 4-bit layers, 8 beside wider ones). Look-ups of the embedding use the stored rows whatever the head is. */
   readonly head?: HeadFormat | undefined
   /**
    * With a rounded head: how many of a row's largest logits are computed again from the stored matrix. 0: none. Default
-   * {@link defaultRefine}.
+   * 256.
    */
   readonly refine?: number | undefined
   /** What activations are rounded to between ops. Default: bf16; f32 where the weights are f32. The residual stream is f32 always. */

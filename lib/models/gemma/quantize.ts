@@ -26,6 +26,7 @@ export type QuantizedType = (typeof quantizedTypes)[number]
 export const quantizedHeadTypes = ['q4_0', 'q8_0', 'bf16', 'f16'] as const
 export type QuantizedHeadType = (typeof quantizedHeadTypes)[number]
 
+/** Settings of {@link quantizeCheckpoint}. */
 export interface QuantizeCheckpointOptions {
   /** Of the matrices. */
   readonly type: QuantizedType

@@ -12,6 +12,7 @@ export const syntheticTypes = ['q4_0', 'q8_0', 'bf16', 'f16'] as const
 /** How a synthetic checkpoint stores its matrices. */
 export type SyntheticType = (typeof syntheticTypes)[number]
 
+/** Settings of {@link writeSynthetic}. */
 export interface SyntheticOptions {
   readonly size: GemmaSizeName
   /** Of the matrices. Default `q4_0`. */
@@ -22,6 +23,7 @@ export interface SyntheticOptions {
   readonly seed?: number
   /** Fewer layers than published, for a file that is quickly written. Default: all. */
   readonly layers?: number
+  /** Called after each piece that was written, with the bytes so far and in all. */
   readonly onProgress?: (done: number, total: number) => void
   readonly signal?: AbortSignal
 }
