@@ -1,11 +1,12 @@
 // Makes prebuilds/linux-<arch>/lapidary.glibc.node with prebuildify, and refuses a binary that would not load elsewhere.
 //
 //   node scripts/prebuild.mjs [x64] [arm64]       default: this machine's architecture
-import { execFileSync } from 'node:child_process'
-import { mkdirSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { copyFileSync, mkdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { promisify } from 'node:util'
+import { buildCuda, cudaLibrary } from './build-cuda.mjs'
 import { packageRoot, requireTools, variant } from './native-variants.mjs'
 
 const prebuildify = promisify(createRequire(import.meta.url)('prebuildify'))
@@ -56,4 +57,14 @@ for (const arch of requested.length > 0 ? requested : [process.arch]) {
   })
   const file = path.join(packageRoot, 'prebuilds', `linux-${arch}`, 'lapidary.glibc.node')
   console.log(`${path.relative(packageRoot, file)}: needs glibc ${checkBinary(file, prefix)}`)
+  if (arch !== 'x64') continue
+  // GPUs: beside the addon. Without nvcc the package is complete but for them.
+  if (spawnSync('nvcc', ['--version']).status !== 0) {
+    console.log('liblapidary_cuda.so is left out: nvcc 13.0 or newer is not installed')
+    continue
+  }
+  const library = path.join(path.dirname(file), path.basename(cudaLibrary))
+  if (!buildCuda('all')) throw new Error('liblapidary_cuda.so could not be built')
+  copyFileSync(cudaLibrary, library)
+  console.log(`${path.relative(packageRoot, library)}: needs glibc ${checkBinary(library, prefix)}`)
 }
