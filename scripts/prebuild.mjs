@@ -6,10 +6,12 @@
 //
 // --host links against this machine's C library: for tests of the package, and for the systems that the release workflow
 // compiles on themselves (macOS, musl).
-import { existsSync, mkdirSync, rmSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { promisify } from 'node:util'
+import { buildCuda, cudaLibrary } from './build-cuda.mjs'
 import { checkPrebuild } from './check-prebuilds.mjs'
 import { buildEnvironment, packageRoot, requireTools, toolPrefix, variant } from './native-variants.mjs'
 import { sysroot } from './sysroot.mjs'
@@ -52,7 +54,18 @@ async function prebuild(target, host) {
     nodeGyp: shim,
     targets: [],
   })
+  if (target === 'linux-x64' && !host) addCudaLibrary(folder)
   return folder
+}
+
+/** GPUs: a library beside the addon. Without nvcc the package is complete but for them. */
+function addCudaLibrary(folder) {
+  if (spawnSync('nvcc', ['--version']).status !== 0) {
+    console.log('liblapidary_cuda.so is left out: nvcc 13.0 or newer is not installed')
+    return
+  }
+  if (!buildCuda('all')) throw new Error('liblapidary_cuda.so could not be built')
+  copyFileSync(cudaLibrary, path.join(folder, path.basename(cudaLibrary)))
 }
 
 const requested = process.argv.slice(2)

@@ -9,6 +9,20 @@ set(LAPIDARY_CUDA "off" CACHE STRING "The CUDA library: off, auto (where nvcc 13
 set(LAPIDARY_CUDA_ARCHITECTURES "80;90a" CACHE STRING "Architectures to compile for, without sm_; all: what ships")
 set(LAPIDARY_CUDA_EVERY_ARCHITECTURE 80 86 89 90a 100f 120f)
 
+set(chosen_architectures ${LAPIDARY_CUDA_ARCHITECTURES})
+if(chosen_architectures STREQUAL "all")
+  set(chosen_architectures ${LAPIDARY_CUDA_EVERY_ARCHITECTURE})
+endif()
+set(code_flags "")
+foreach(name IN LISTS chosen_architectures)
+  list(APPEND code_flags -gencode arch=compute_${name},code=sm_${name})
+endforeach()
+if(LAPIDARY_CUDA_ARCHITECTURES STREQUAL "all")
+  # For what comes after the list: the driver compiles it at first use.
+  list(APPEND code_flags -gencode arch=compute_80,code=compute_80)
+endif()
+list(JOIN chosen_architectures " " architecture_text)
+
 file(GLOB cuda_sources CONFIGURE_DEPENDS kernels/cuda/*.cu)
 set(cuda_stems "")
 set(cuda_declarations "")
@@ -30,6 +44,11 @@ const KernelSet* const kernel_sets[] = {
 @cuda_entries@    nullptr,
 };
 const int kernel_set_count = @cuda_stem_count@;
+#if defined(__CUDACC__)
+const char* const architectures = "@architecture_text@";
+#else
+const char* const architectures = "emulated";
+#endif
 }  // namespace lapidary::cuda
 ]])
 
@@ -53,7 +72,6 @@ if(architecture MATCHES "x86_64|aarch64")
   target_link_libraries(lapidary_cuda_emulated PRIVATE cuda_emulation Threads::Threads)
   # -O2: templates by the dozen, and the time goes into switching fibres.
   target_compile_options(lapidary_cuda_emulated PRIVATE -O2 -Wno-unknown-pragmas)
-  target_compile_definitions(lapidary_cuda_emulated PRIVATE LAPIDARY_CUDA_ARCHITECTURES="emulated")
   set_target_properties(lapidary_cuda_emulated PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${LAPIDARY_OUTPUT_DIRECTORY})
 endif()
 
@@ -78,20 +96,6 @@ if(nvcc_version VERSION_LESS 13.0)
   return()
 endif()
 
-set(chosen_architectures ${LAPIDARY_CUDA_ARCHITECTURES})
-if(chosen_architectures STREQUAL "all")
-  set(chosen_architectures ${LAPIDARY_CUDA_EVERY_ARCHITECTURE})
-endif()
-set(code_flags "")
-foreach(name IN LISTS chosen_architectures)
-  list(APPEND code_flags -gencode arch=compute_${name},code=sm_${name})
-endforeach()
-if(LAPIDARY_CUDA_ARCHITECTURES STREQUAL "all")
-  # For what comes after the list: the driver compiles it at first use.
-  list(APPEND code_flags -gencode arch=compute_80,code=compute_80)
-endif()
-list(JOIN chosen_architectures " " architecture_text)
-
 # The compiler's report of every kernel, which scripts/check-cuda.mjs reads, is kept beside the object.
 set(cuda_objects "")
 foreach(name IN LISTS cuda_stems ITEMS library kernel_sets)
@@ -104,14 +108,24 @@ foreach(name IN LISTS cuda_stems ITEMS library kernel_sets)
     COMMAND ${CMAKE_COMMAND} -DOUTPUT=${object}.txt -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/run_logged.cmake --
       ${CMAKE_CXX_COMPILER_LAUNCHER} ${LAPIDARY_NVCC} -std=c++20 -O3 -Xptxas -v ${code_flags} -compress-mode=size
       -Xcompiler=-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-gnu-unique,-Wall,-Wno-unknown-pragmas
-      -DLAPIDARY_CUDA_ARCHITECTURES="\\\"${architecture_text}\\\"" -DNDEBUG -I${CMAKE_CURRENT_SOURCE_DIR}
+      -DNDEBUG -I${CMAKE_CURRENT_SOURCE_DIR}
       -MD -MF ${object}.d -c ${source} -o ${object}
     DEPENDS ${source} DEPFILE ${object}.d VERBATIM COMMENT "nvcc ${name}.cu (${architecture_text})")
   list(APPEND cuda_objects ${object})
 endforeach()
+# As the addon: against an older C library where there is one (scripts/sysroot.mjs).
+add_library(cuda_compatibility OBJECT EXCLUDE_FROM_ALL cmake/glibc_compat.cc)
+set(sysroot_flags "")
+if(CMAKE_SYSROOT)
+  list(APPEND sysroot_flags -Xcompiler=--sysroot=${CMAKE_SYSROOT})
+  foreach(folder IN LISTS sysroot_folders)
+    list(APPEND sysroot_flags -Xcompiler=-B${CMAKE_SYSROOT}/${folder},-L${CMAKE_SYSROOT}/${folder})
+  endforeach()
+endif()
 add_custom_command(OUTPUT ${LAPIDARY_OUTPUT_DIRECTORY}/liblapidary_cuda.so
-  COMMAND ${LAPIDARY_NVCC} -shared -cudart static ${cuda_objects}
+  COMMAND ${LAPIDARY_NVCC} -shared -cudart static ${cuda_objects} $<TARGET_OBJECTS:cuda_compatibility> ${sysroot_flags}
     -Xlinker=--exclude-libs,ALL -Xlinker=--gc-sections -Xcompiler=-static-libstdc++ -Xlinker=-s
     -o ${LAPIDARY_OUTPUT_DIRECTORY}/liblapidary_cuda.so
-  DEPENDS ${cuda_objects} VERBATIM COMMENT "liblapidary_cuda.so")
+  DEPENDS ${cuda_objects} cuda_compatibility $<TARGET_OBJECTS:cuda_compatibility> VERBATIM
+  COMMENT "liblapidary_cuda.so")
 add_custom_target(lapidary_cuda ALL DEPENDS ${LAPIDARY_OUTPUT_DIRECTORY}/liblapidary_cuda.so)

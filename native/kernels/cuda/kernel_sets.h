@@ -6,5 +6,6 @@ namespace lapidary::cuda {
 
 extern const KernelSet* const kernel_sets[];
 extern const int kernel_set_count;
+extern const char* const architectures;  // "80 90a": what this library was compiled for
 
 }  // namespace lapidary::cuda

@@ -436,7 +436,8 @@ constexpr int kEmulated = 0;
 constexpr int kEmulated = 1;
 #endif
 
-const LapidaryCudaApi api = {kLapidaryCudaVersion, sizeof(Call), LAPIDARY_CUDA_ARCHITECTURES, kEmulated,
+// Not constexpr: `architectures` is another file's.
+const LapidaryCudaApi api = {kLapidaryCudaVersion, sizeof(Call), lapidary::cuda::architectures, kEmulated,
                              // devices
                              driver_version, device_count, describe_device, free_memory, error_text, allocate, release,
                              find_kernel,

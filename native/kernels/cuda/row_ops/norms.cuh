@@ -160,7 +160,7 @@ template <class Team>
 struct AddRmsNorm {
   using Params = AddRmsNormArguments;
   static constexpr int kThreads = Team::kThreads;
-  static constexpr int kMinBlocks = Team::kMinBlocks;
+  static constexpr int kMinBlocks = 2;  // two rows at a time: 80 registers would spill
 
   static LAPIDARY_DEVICE void run(const Params& p, unsigned char* shared) {
     const int64_t row = row_index<Team>();
