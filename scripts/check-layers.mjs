@@ -27,6 +27,7 @@ const libRooms = {
   'lib/models': ['lib', 'lib/ops', 'lib/checkpoint'],
   'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer'],
   'lib/server': ['lib', 'lib/tokenizer', 'lib/models', 'lib/engine'],
+  'lib/clients': ['lib', 'lib/server'],
   'lib/cli': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/server'],
 }
 const faces = new Set(['lib/index.ts'])
