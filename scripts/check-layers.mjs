@@ -28,6 +28,7 @@ const libRooms = {
   'lib/vision': ['lib/errors.ts'],
   'lib/engine': ['lib', 'lib/ops', 'lib/checkpoint', 'lib/models', 'lib/tokenizer', 'lib/vision'],
   'lib/server': ['lib', 'lib/tokenizer', 'lib/models', 'lib/engine', 'lib/vision'],
+  'lib/clients': ['lib', 'lib/server'],
   'lib/cli': [
     'lib',
     'lib/ops',
