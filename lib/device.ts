@@ -113,8 +113,11 @@ export class Device implements Disposable {
    * message says what is missing: the CUDA library, the driver, a newer driver, the GPU, or its verification.
    */
   static async open(kind: DeviceKind = 'cpu', options: DeviceOptions = {}): Promise<Device> {
-    if (typeof kind !== 'string') {
-      throw new LapidaryError('ERR_INVALID_ARGUMENT', `Device.open: expected a string, got ${describeValue(kind)}`)
+    if (typeof kind !== 'string' || !/^(cpu|cuda(:\d+)?)$/.test(kind)) {
+      throw new LapidaryError(
+        'ERR_INVALID_ARGUMENT',
+        `device: expected 'cpu', 'cuda' or 'cuda:' and a number, got ${describeValue(kind)}`,
+      )
     }
     const { threads, isa = '', guard = false, unverified = false } = options
     if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1)) {

@@ -51,7 +51,7 @@ describe('open', () => {
   test('hazard: a device that is not there is an error, not the CPU', async () => {
     await rejectsCode(Device.open('cuda'), 'ERR_DEVICE_UNAVAILABLE')
     await rejectsCode(Device.open('cuda:7'), 'ERR_DEVICE_UNAVAILABLE')
-    await rejectsCode(Device.open('tpu' as 'cpu'), ['ERR_DEVICE_UNAVAILABLE', 'ERR_INVALID_ARGUMENT'])
+    await rejectsCode(Device.open('tpu' as 'cpu'), 'ERR_INVALID_ARGUMENT', /cuda.*tpu/)
   })
 
   test.each([-1, 1.5, 100_000, Number.NaN, Infinity, '2'])('threads that are none: %s', async (threads) => {
