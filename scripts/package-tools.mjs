@@ -92,31 +92,15 @@ export function bin(name, version, command = name) {
   return path.join(folder, typeof bin === 'string' ? bin : bin[command])
 }
 
+const npm = (version) => ({
+  name: `npm ${version}`,
+  command: (packages) => [...node22.command(), bin('npm', version), 'install', '--no-audit', '--no-fund', ...packages],
+})
+
 /** Installs packages in the folder it is run in, by that manager's defaults: what each blocks stays blocked. */
 export const installers = [
-  {
-    name: 'npm 11.21.2',
-    quick: true,
-    command: (packages) => [
-      ...node22.command(),
-      bin('npm', '11.21.2'),
-      'install',
-      '--no-audit',
-      '--no-fund',
-      ...packages,
-    ],
-  },
-  {
-    name: 'npm 12.2.2',
-    command: (packages) => [
-      ...node22.command(),
-      bin('npm', '12.2.2'),
-      'install',
-      '--no-audit',
-      '--no-fund',
-      ...packages,
-    ],
-  },
+  { ...npm('11.21.2'), quick: true },
+  npm('12.2.2'),
   {
     // A program of its own: the package "pnpm" would put it in its place by an install script.
     name: 'pnpm 12.21.0',

@@ -4,7 +4,13 @@
 # An ISA either compiles every stem's generic source, <stem>.inl.h (LAPIDARY_STEMS_<isa> = all), or only what it
 # overrides: <stem>_<isa>.inl.h where that file exists, and the generic source of the stems in LAPIDARY_STEMS_<isa>.
 
-set(LAPIDARY_FLAGS_scalar "")
+# Scalar kernels are the reference on every machine and the way out on old ones. -O3 unrolls their loops over the lanes of a
+# vector: matmul then takes 69 s of one processor to compile instead of 22, and 1.7 MB instead of 0.5 (GCC 12, x64).
+if(LAPIDARY_SANITIZE)
+  set(LAPIDARY_FLAGS_scalar "")
+else()
+  set(LAPIDARY_FLAGS_scalar -O2)
+endif()
 set(LAPIDARY_FLAGS_avx2 -mavx2 -mfma -mf16c)
 set(LAPIDARY_FLAGS_avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512vbmi -mfma -mf16c
     -mprefer-vector-width=512)
