@@ -52,6 +52,7 @@ function logitBias(text: string, previous: Record<number, number> = {}): Record<
 /** As commander hands them over: what was given, under the API's names. */
 export interface ModelOptions {
   model?: string
+  mmproj?: string | false
   threads?: number
   isa?: string
   contextLength?: number
@@ -66,6 +67,7 @@ export interface ModelOptions {
 /** The keys of {@link ModelOptions}: what is left of a command's options are the sampling ones. */
 export const modelOptionNames: readonly (keyof ModelOptions)[] = [
   'model',
+  'mmproj',
   'threads',
   'isa',
   'contextLength',
@@ -111,6 +113,7 @@ export function addModelOptions(command: Command, ...without: ('model' | 'contex
   add(command, modelGroup, [
     ...(without.includes('model') ? [] : [model]),
     ...(without.includes('contextLength') ? [] : [contextLength]),
+    new Option('--mmproj <path>', 'the vision tower of a GGUF model (default: a file beside it named so)'),
     new Option('--kv <dtype>', 'keys and values: bf16 (default), i8 (half the memory) or f32 (twice)').choices([
       'bf16',
       'f32',
@@ -134,6 +137,15 @@ export function addModelOptions(command: Command, ...without: ('model' | 'contex
     ),
     new Option('--no-packed-cache', 'keep none'),
   ])
+}
+
+/** Adds the option that shows images. */
+export function addImageOption(command: Command): void {
+  command.addOption(
+    new Option('-i, --image <path>', 'an image before the text: JPEG, PNG, WebP, AVIF or GIF; repeatable').argParser(
+      each(String),
+    ),
+  )
 }
 
 /** Adds the options that say how text is drawn from the model's probabilities. */

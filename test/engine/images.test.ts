@@ -7,6 +7,7 @@ import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { Gemma, type GenerationResult } from '../../lib/engine/gemma.ts'
 import { imagePrompt } from '../../lib/engine/image-prompt.ts'
+import { ContentIds } from '../../lib/engine/image-store.ts'
 import type { ChatMessage, ContentPart, GemmaOptions, GenerateOptions, RawImage } from '../../lib/index.ts'
 import { openDevice } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
@@ -381,4 +382,29 @@ describe('what goes wrong', () => {
     for (const { status } of await ends) expect(['fulfilled', 'rejected']).toContain(status)
     throwsCode(() => gemma.chat([user(image(1))]), 'ERR_DISPOSED')
   })
+})
+
+test('encodeImage gives the soft tokens of each view, and what it encoded is known', async () => {
+  const [soft, ...others] = await shared.encodeImage(picture(77))
+  expect([soft!.length, others.length]).toEqual([imageTokens * 256, 0])
+  expect(soft!.some((value) => value !== 0) && soft!.every(Number.isFinite)).toBe(true)
+  const steps = shared.info().engine.steps
+  expect(await shared.encodeImage(picture(77))).toEqual([soft])
+  expect(shared.info().engine.steps).toBe(steps)
+  const views = await shared.encodeImage(picture(78, 90, 30), { panAndScan: { minCropSize: 20, maxCrops: 3 } })
+  expect(views.length).toBe(4)
+  await rejectsCode(shared.encodeImage(picture(79), { signal: AbortSignal.abort() }), 'ERR_ABORTED')
+  await rejectsCode(shared.encodeImage('/nowhere.png'), 'ERR_FILE')
+})
+
+test('content ids are never given twice, however many are forgotten', () => {
+  const ids = new ContentIds()
+  const first = ids.of('a')
+  expect(first).toBeLessThan(-1)
+  expect(ids.of('a')).toBe(first)
+  const seen = new Set([first])
+  for (let i = 0; i < 70_000; i++) seen.add(ids.of(`key ${i}`))
+  expect(seen.size).toBe(70_001)
+  expect(seen.has(ids.of('a'))).toBe(false)
+  expect(ids.of('key 69999')).toBe(Math.min(...seen))
 })
