@@ -264,6 +264,26 @@ describe('towers', () => {
     expect((await ask(without, user(text('text works')))).ids.length).toBe(6)
   })
 
+  // Floats are multiplied as they are. Beside bytes, what they are multiplied by is rounded to bytes too: six times in each layer, by at
+  // most half of 1/127 of a group's largest.
+  test.each([
+    ['f16', 1e-5],
+    ['bf16', 1e-5],
+    ['q8_0', (6 * tower.layers) / 127],
+  ] as const)('weights of %s are used as they are stored', async (stored, bound) => {
+    const soft: Float32Array[] = []
+    for (const widened of [false, true]) {
+      const mmproj = await writeProjector(path.join(root, `${stored}-${widened}.gguf`), { stored, widened })
+      await using gemma = await load({ mmproj, weights: 'stored' })
+      soft.push((await gemma.encodeImage(picture(1)))[0]!)
+    }
+    const [got, expected] = soft as [Float32Array, Float32Array]
+    const norm = (values: Float32Array) => Math.hypot(...values)
+    expect(norm(got.map((value, i) => value - expected[i]!)) / norm(expected)).toBeLessThan(bound)
+    const unrounded = (await shared.encodeImage(picture(1)))[0]!
+    expect(norm(expected.map((value, i) => value - unrounded[i]!))).toBeGreaterThan(0)
+  })
+
   test('a projector of another model, or of no model', async () => {
     const file = (name: string) => path.join(root, name)
     await writeProjector(file('large.gguf'), { hidden: 512 })
