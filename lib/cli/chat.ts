@@ -4,17 +4,19 @@
  */
 import { writeFileSync } from 'node:fs'
 import { fileError } from '../checkpoint/source.ts'
-import type { ChatMessage, Gemma, GenerateOptions, GenerationResult } from '../index.ts'
+import type { ChatMessage, ContentPart, Gemma, GenerateOptions, GenerationResult } from '../index.ts'
 import { describeFailure } from './failure.ts'
 import { formatCount, formatTable } from './format.ts'
 import { Interrupt, interruptedStatus } from './interrupt.ts'
 import { LineReader } from './line-reader.ts'
 import { loadModel, summarize } from './model.ts'
 import { given, type ModelOptions, modelOptionNames, type SamplingOptions } from './options.ts'
+import { withImages } from './prompt.ts'
 import { note, print, printJsonLine, printText, styled } from './terminal.ts'
 
 export interface ChatCommandOptions extends ModelOptions, SamplingOptions {
   system?: string
+  image?: string[]
   json?: boolean
   quiet?: boolean
 }
@@ -24,6 +26,7 @@ const commands = [
   ['/help', 'this list'],
   ['/reset', 'forget the conversation; a system message stays'],
   ['/system [text]', 'set the system message and start anew; without text: remove it'],
+  ['/image <file>', 'show an image with the next message; several may be named one after the other'],
   ['/save <file>', 'write the conversation as JSON'],
   ['/stats', 'tokens, speed and context of the last answer and of the session'],
   ['/quit', 'leave, like Ctrl-D'],
@@ -34,7 +37,9 @@ class Conversation {
   readonly #gemma: Gemma
   readonly #options: ChatCommandOptions
   #system: string | undefined
-  #messages: ChatMessage[] = []
+  #messages: ChatMessage<ContentPart>[] = []
+  /** Of the next message. */
+  #images: string[]
   #last: GenerationResult | undefined
   #answers = 0
   #tokens = 0
@@ -43,15 +48,17 @@ class Conversation {
     this.#gemma = gemma
     this.#options = options
     this.#system = options.system
+    this.#images = options.image ?? []
   }
 
   /** Prints the answer as it comes. False: it was interrupted. */
   async answer(text: string): Promise<boolean> {
     const { json, quiet } = this.#options
-    const question: ChatMessage = { role: 'user', content: text }
+    const content = this.#images.length > 0 ? withImages(this.#images, text) : text
+    const question: ChatMessage<ContentPart> = { role: 'user', content }
     using interrupt = new Interrupt()
     const generation = this.#gemma.chat([...this.#prefix(), ...this.#messages, question], {
-      ...(given(this.#options, ...modelOptionNames, 'system', 'json', 'quiet') as GenerateOptions),
+      ...(given(this.#options, ...modelOptionNames, 'system', 'image', 'json', 'quiet') as GenerateOptions),
       signal: interrupt.signal,
     })
     for await (const piece of generation) {
@@ -63,6 +70,7 @@ class Conversation {
     else print('\n')
     // What was said until an interrupt has been said: the model sees it, as the reader does.
     this.#messages.push(question, { role: 'assistant', content: result.text })
+    this.#images = []
     this.#last = result
     this.#answers += 1
     this.#tokens += result.tokens
@@ -91,6 +99,13 @@ class Conversation {
         this.#messages = []
         note(this.#system === undefined ? 'no system message' : 'the system message is set')
         break
+      case '/image':
+        if (argument.trim() === '') note('expected a file: /image photo.jpg')
+        else {
+          this.#images.push(argument.trim())
+          note(`${this.#images.length === 1 ? 'an image' : `${this.#images.length} images`} with the next message`)
+        }
+        break
       case '/save':
         this.#save(argument.trim())
         break
@@ -101,6 +116,12 @@ class Conversation {
         note(`no command ${name}: /help lists them; a message that begins with a slash needs a space before it`)
     }
     return true
+  }
+
+  /** After a failure: images that cannot be shown are not tried again. */
+  dropImages(): void {
+    if (this.#images.length > 0) note('the images are left out of the next message: /image shows others')
+    this.#images = []
   }
 
   #prefix(): ChatMessage[] {
@@ -185,6 +206,7 @@ export async function chat(options: ChatCommandOptions): Promise<void> {
       // A person can go on; a script must not, as if nothing had happened.
       if (!terminal) throw error
       process.stderr.write(describeFailure(error).text)
+      conversation.dropImages()
     }
   }
 }

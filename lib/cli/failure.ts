@@ -42,8 +42,10 @@ export function describeFailure(error: unknown): { text: string; status: number 
   }
   if (error instanceof LapidaryError) {
     if (error.code === 'ERR_ABORTED') return { text: '', status: interruptedStatus }
+    // The addon is not the only binary: messages about sharp say themselves what to install.
+    const hint = error.code === 'ERR_NATIVE_MISSING' && /\bsharp\b/.test(error.message) ? undefined : hints[error.code]
     return {
-      text: `${label(`error ${error.code}:`)} ${visible(error.message)}\n${hinted(hints[error.code])}`,
+      text: `${label(`error ${error.code}:`)} ${visible(error.message)}\n${hinted(hint)}`,
       status: failedStatus,
     }
   }

@@ -6,11 +6,12 @@ import type { GenerateOptions } from '../index.ts'
 import { Interrupt, interruptedStatus } from './interrupt.ts'
 import { loadModel, summarize } from './model.ts'
 import { given, type ModelOptions, modelOptionNames, type SamplingOptions } from './options.ts'
-import { readPrompt } from './prompt.ts'
+import { readPrompt, withImages } from './prompt.ts'
 import { note, print, printJsonLine, printText, styled, visible } from './terminal.ts'
 
 export interface GenerateCommandOptions extends ModelOptions, SamplingOptions {
   file?: string
+  image?: string[]
   json?: boolean
   quiet?: boolean
 }
@@ -20,8 +21,9 @@ export async function generate(argument: string | undefined, options: GenerateCo
   const prompt = await readPrompt(argument, options.file)
   using interrupt = new Interrupt()
   await using gemma = await loadModel(options, interrupt.signal)
-  const sampling = given(options, ...modelOptionNames, 'file', 'json', 'quiet') as GenerateOptions
-  const generation = gemma.stream(prompt, { ...sampling, signal: interrupt.signal })
+  const sampling = given(options, ...modelOptionNames, 'file', 'image', 'json', 'quiet') as GenerateOptions
+  const content = options.image ? withImages(options.image, prompt) : prompt
+  const generation = gemma.stream(content, { ...sampling, signal: interrupt.signal })
   // At a terminal the text is for reading, and begins with what was given.
   if (!options.json && process.stdout.isTTY) print(styled('bold', visible(prompt)))
   let last = ''

@@ -7,7 +7,15 @@
 import { Command, CommanderError, Option } from 'commander'
 import { buildFromSource, packageManifest } from './build.ts'
 import { describeFailure, usageStatus } from './failure.ts'
-import { addModelOptions, addSamplingOptions, count, each, numberWithin, tokenCounts } from './options.ts'
+import {
+  addImageOption,
+  addModelOptions,
+  addSamplingOptions,
+  count,
+  each,
+  numberWithin,
+  tokenCounts,
+} from './options.ts'
 import { endQuietlyOnClosedPipe } from './terminal.ts'
 
 const json = 'print one JSON document'
@@ -28,7 +36,7 @@ Examples:
   $ lapidary inspect gemma-3-1b-it-q4_0.gguf        what it is and how much memory it takes
   $ lapidary bench --synthetic gemma-3-1b           how fast this machine is, without any download
 
-Models: Gemma 1, 2 and 3 (text), as GGUF files or Hugging Face folders. Google publishes them, after its terms are accepted:
+Models: Gemma 1, 2 and 3 (4B and larger see images), as GGUF files or Hugging Face folders. Google publishes them, after its terms are accepted:
   https://huggingface.co/google/gemma-3-1b-it-qat-q4_0-gguf      1.0 GB, a good first one
   https://huggingface.co/google/gemma-3-4b-it-qat-q4_0-gguf      3.2 GB
   https://huggingface.co/google/gemma-3-1b-it                    bf16 safetensors: \`lapidary quantize\` makes them small
@@ -44,6 +52,7 @@ const generate = program
   .option('-f, --file <path>', 'read the prompt from a file; - is standard input')
   .option('--json', jsonLines)
   .option('-q, --quiet', 'no line about speed at the end')
+addImageOption(generate)
 addModelOptions(generate)
 addSamplingOptions(generate)
 generate
@@ -56,6 +65,7 @@ Examples:
   $ lapidary generate "Once upon a time"
   $ lapidary generate -m gemma-3-1b-pt-q4_0.gguf --temperature 0 -n 64 "The capital of France is"
   $ cat letter.txt | lapidary generate --seed 7 --stop "Yours"
+  $ lapidary generate -m gemma-3-4b-pt-q4_0.gguf --image photo.jpg "This photo shows"
   $ lapidary generate --json "Hello" | jq -r 'select(.type == "result").text'`,
   )
   .action(async (prompt, options) => (await import('./generate.ts')).generate(prompt, options))
@@ -69,6 +79,7 @@ const chat = program
   .option('--system <text>', 'a system message')
   .option('--json', jsonLines)
   .option('-q, --quiet', 'no line about speed after each answer')
+addImageOption(chat)
 addModelOptions(chat)
 addSamplingOptions(chat)
 chat
@@ -79,6 +90,7 @@ chat
 
 Examples:
   $ lapidary chat -m gemma-3-4b-it-q4_0.gguf
+  $ lapidary chat -m gemma-3-4b-it-q4_0.gguf --image photo.jpg    the first message is about it; /image adds more later
   $ lapidary chat -m gemma-3-4b-it-q4_0.gguf --system "Answer in French." --kv i8 --context-length 32768
   $ echo "Why is the sky blue?" | lapidary chat -m gemma-3-1b-it-q4_0.gguf --temperature 0`,
   )

@@ -54,6 +54,7 @@ export interface ModelOptions {
   model?: string
   device?: string
   unverified?: boolean
+  mmproj?: string | false
   threads?: number
   isa?: string
   contextLength?: number
@@ -70,6 +71,7 @@ export const modelOptionNames: readonly (keyof ModelOptions)[] = [
   'model',
   'device',
   'unverified',
+  'mmproj',
   'threads',
   'isa',
   'contextLength',
@@ -115,6 +117,7 @@ export function addModelOptions(command: Command, ...without: ('model' | 'contex
   add(command, modelGroup, [
     ...(without.includes('model') ? [] : [model]),
     ...(without.includes('contextLength') ? [] : [contextLength]),
+    new Option('--mmproj <path>', 'the vision tower of a GGUF model (default: a file beside it named so)'),
     new Option('--kv <dtype>', 'keys and values: bf16 (default), i8 (half the memory) or f32 (twice)').choices([
       'bf16',
       'f32',
@@ -140,6 +143,15 @@ export function addModelOptions(command: Command, ...without: ('model' | 'contex
     ),
     new Option('--no-packed-cache', 'keep none'),
   ])
+}
+
+/** Adds the option that shows images. */
+export function addImageOption(command: Command): void {
+  command.addOption(
+    new Option('-i, --image <path>', 'an image before the text: JPEG, PNG, WebP, AVIF or GIF; repeatable').argParser(
+      each(String),
+    ),
+  )
 }
 
 /** Adds the options that say how text is drawn from the model's probabilities. */

@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { fileError } from '../checkpoint/source.ts'
+import type { ContentPart } from '../index.ts'
 import { UsageError } from './failure.ts'
 
 /** A file's text. @throws ERR_FILE that names the file. */
@@ -33,6 +34,11 @@ export async function readPrompt(argument: string | undefined, file: string | un
     )
   }
   return withoutLastBreak(await text(process.stdin))
+}
+
+/** Images, then the text about them. */
+export function withImages(paths: readonly string[], text: string): ContentPart[] {
+  return [...paths.map((image): ContentPart => ({ type: 'image', image })), { type: 'text', text }]
 }
 
 function withoutLastBreak(content: string): string {

@@ -14,8 +14,8 @@ import { scope } from '../scope.ts'
 import type { Stream } from '../stream.ts'
 import { type ChatMessage, ChatTemplate } from '../tokenizer/chat.ts'
 import { type EncodeOptions, Tokenizer } from '../tokenizer/tokenizer.ts'
-import { checkLimits } from '../vision/image-source.ts'
-import { type ContentPart, hasImagePart, hasImageParts } from './content.ts'
+import { checkLimits, type ImageSource } from '../vision/image-source.ts'
+import { type ContentPart, hasImagePart, hasImageParts, type ImagePart } from './content.ts'
 import { Engine } from './engine.ts'
 import { Generation, type GenerationRequest, type GenerationResult } from './generation.ts'
 import { Grammar, type GrammarSource, Grammars } from './grammar.ts'
@@ -339,6 +339,20 @@ export class Gemma implements AsyncDisposable {
   ): Int32Array {
     const { allowMarkers = false } = options
     return this.#chatTemplate().encode(messages, { generationPrompt: true, allowMarkers })
+  }
+
+  /**
+   * The soft tokens of an image: what the text model reads in its place. They are kept for a while, so that a conversation about the image
+   * begins sooner.
+   * @returns f32 [imageTokens, hiddenSize]; with pan and scan one for each view, the whole image first.
+   * @throws (rejects) what `chat` says of images; ERR_ABORTED.
+   */
+  async encodeImage(
+    image: ImageSource,
+    options: { readonly panAndScan?: ImagePart['panAndScan']; readonly signal?: AbortSignal | undefined } = {},
+  ): Promise<Float32Array[]> {
+    const signal = checkSignal(options.signal)
+    return await this.#expectImages().encode({ type: 'image', image, panAndScan: options.panAndScan }, signal)
   }
 
   /**

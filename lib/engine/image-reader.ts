@@ -13,7 +13,7 @@ import { guard } from '../tokenizer/guards.ts'
 import { Trust } from '../tokenizer/matcher.ts'
 import type { Tokenizer } from '../tokenizer/tokenizer.ts'
 import type { CheckedLimits } from '../vision/image-source.ts'
-import { type ContentPart, type PlacedImage, placeContent, placeMessages } from './content.ts'
+import { type ContentPart, type ImagePart, type PlacedImage, placeContent, placeMessages } from './content.ts'
 import type { Engine } from './engine.ts'
 import type { ReadyPrompt } from './generation.ts'
 import { imageFrameTokens, imagePrompt } from './image-prompt.ts'
@@ -89,6 +89,13 @@ export class ImageReader implements AsyncDisposable {
       return isText(part, `prompt[${index}]`) ? guard(part.text, matcher, trust) : imageMarker
     })
     return await this.#ready((templateTokens.bos_token ?? '') + text.join(''), images, signal)
+  }
+
+  /** The soft tokens of an image's views. @throws (rejects) as `Gemma.chat` says. */
+  async encode(part: ImagePart, signal: AbortSignal | undefined): Promise<Float32Array[]> {
+    const { images } = await placeContent([{ ...part, type: 'image' }], 'encodeImage', signal)
+    const image = await this.#store.add(images[0] as PlacedImage, signal)
+    return (await image.encode(signal)).map(({ soft }) => soft.slice())
   }
 
   /** Stops loading and lets go of the tower. The engine has ended what it was encoding. */

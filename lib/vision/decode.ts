@@ -25,9 +25,9 @@ export function imageFormat(bytes: Uint8Array): 'jpeg' | 'png' | 'webp' | 'gif' 
   if (text.startsWith('\xff\xd8\xff')) return 'jpeg'
   if (text.startsWith('\x89PNG\r\n\x1a\n')) return 'png'
   if (/^GIF8[79]a/.test(text)) return 'gif'
-  if (/^RIFF[^]{4}WEBP/.test(text)) return 'webp'
+  if (/^RIFF[\s\S]{4}WEBP/.test(text)) return 'webp'
   // The brand, or one of those it is compatible with (ISO/IEC 23000-22).
-  if (/^[^]{4}ftyp/.test(text) && /avi[fs]/.test(text.slice(8))) return 'avif'
+  if (/^[\s\S]{4}ftyp/.test(text) && /avi[fs]/.test(text.slice(8))) return 'avif'
   return undefined
 }
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { lookup as dnsLookup, type LookupAddress } from 'node:dns'
-import { type ClientRequest, type IncomingMessage, request as httpRequest } from 'node:http'
+import { type ClientRequest, request as httpRequest, type IncomingMessage } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import { BlockList, isIP, isIPv4, isIPv6, type LookupFunction, type Socket } from 'node:net'
 import { describeValue, LapidaryError } from '../errors.ts'

@@ -7,6 +7,7 @@ import sharp from 'sharp'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { Gemma, type GenerationResult } from '../../lib/engine/gemma.ts'
 import { imagePrompt } from '../../lib/engine/image-prompt.ts'
+import { ContentIds } from '../../lib/engine/image-store.ts'
 import type { ChatMessage, ContentPart, GemmaOptions, GenerateOptions, RawImage } from '../../lib/index.ts'
 import { openDevice } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
@@ -263,6 +264,26 @@ describe('towers', () => {
     expect((await ask(without, user(text('text works')))).ids.length).toBe(6)
   })
 
+  // Floats are multiplied as they are. Beside bytes, what they are multiplied by is rounded to bytes too: six times in each layer, by at
+  // most half of 1/127 of a group's largest.
+  test.each([
+    ['f16', 1e-5],
+    ['bf16', 1e-5],
+    ['q8_0', (6 * tower.layers) / 127],
+  ] as const)('weights of %s are used as they are stored', async (stored, bound) => {
+    const soft: Float32Array[] = []
+    for (const widened of [false, true]) {
+      const mmproj = await writeProjector(path.join(root, `${stored}-${widened}.gguf`), { stored, widened })
+      await using gemma = await load({ mmproj, weights: 'stored' })
+      soft.push((await gemma.encodeImage(picture(1)))[0]!)
+    }
+    const [got, expected] = soft as [Float32Array, Float32Array]
+    const norm = (values: Float32Array) => Math.hypot(...values)
+    expect(norm(got.map((value, i) => value - expected[i]!)) / norm(expected)).toBeLessThan(bound)
+    const unrounded = (await shared.encodeImage(picture(1)))[0]!
+    expect(norm(expected.map((value, i) => value - unrounded[i]!))).toBeGreaterThan(0)
+  })
+
   test('a projector of another model, or of no model', async () => {
     const file = (name: string) => path.join(root, name)
     await writeProjector(file('large.gguf'), { hidden: 512 })
@@ -381,4 +402,29 @@ describe('what goes wrong', () => {
     for (const { status } of await ends) expect(['fulfilled', 'rejected']).toContain(status)
     throwsCode(() => gemma.chat([user(image(1))]), 'ERR_DISPOSED')
   })
+})
+
+test('encodeImage gives the soft tokens of each view, and what it encoded is known', async () => {
+  const [soft, ...others] = await shared.encodeImage(picture(77))
+  expect([soft!.length, others.length]).toEqual([imageTokens * 256, 0])
+  expect(soft!.some((value) => value !== 0) && soft!.every(Number.isFinite)).toBe(true)
+  const steps = shared.info().engine.steps
+  expect(await shared.encodeImage(picture(77))).toEqual([soft])
+  expect(shared.info().engine.steps).toBe(steps)
+  const views = await shared.encodeImage(picture(78, 90, 30), { panAndScan: { minCropSize: 20, maxCrops: 3 } })
+  expect(views.length).toBe(4)
+  await rejectsCode(shared.encodeImage(picture(79), { signal: AbortSignal.abort() }), 'ERR_ABORTED')
+  await rejectsCode(shared.encodeImage('/nowhere.png'), 'ERR_FILE')
+})
+
+test('content ids are never given twice, however many are forgotten', () => {
+  const ids = new ContentIds()
+  const first = ids.of('a')
+  expect(first).toBeLessThan(-1)
+  expect(ids.of('a')).toBe(first)
+  const seen = new Set([first])
+  for (let i = 0; i < 70_000; i++) seen.add(ids.of(`key ${i}`))
+  expect(seen.size).toBe(70_001)
+  expect(seen.has(ids.of('a'))).toBe(false)
+  expect(ids.of('key 69999')).toBe(Math.min(...seen))
 })

@@ -4,6 +4,7 @@ import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { type GgufTensor, ggufArray, ggufValue, writeGguf } from '../../lib/checkpoint/gguf-writer.ts'
 import { bundledModel } from '../../lib/engine/gemma.ts'
+import { fromBits, toBits } from '../support/numbers.ts'
 import { Random } from '../support/random.ts'
 import { tinyFolder } from './models.ts'
 
@@ -124,15 +125,57 @@ export interface ProjectorOptions {
   readonly hidden?: number
   readonly type?: string
   readonly scaleFactor?: number
+  /** How matrices are stored; q8_0 those whose rows are whole blocks. Default f32. */
+  readonly stored?: StoredType
+  /** Store them as f32 after all, with the values that they would have. Default false. */
+  readonly widened?: boolean
+}
+
+export type StoredType = 'f32' | 'f16' | 'bf16' | 'q8_0'
+
+/** The bytes of values in a stored type, and the values that those bytes have. */
+function encode(values: Float32Array, type: StoredType): { bytes: Uint8Array; rounded: Float32Array } {
+  if (type === 'f32') return { bytes: new Uint8Array(values.buffer), rounded: values }
+  if (type !== 'q8_0') {
+    const bits = Uint16Array.from(values, (value) => toBits(type, value))
+    return { bytes: new Uint8Array(bits.buffer), rounded: Float32Array.from(bits, (value) => fromBits(type, value)) }
+  }
+  const bytes = Buffer.alloc((values.length / 32) * 34)
+  const rounded = new Float32Array(values.length)
+  for (let block = 0; block < values.length / 32; block++) {
+    const part = values.subarray(block * 32, block * 32 + 32)
+    const bits = toBits('f16', Math.max(...part.map(Math.abs)) / 127)
+    const scale = fromBits('f16', bits)
+    bytes.writeUInt16LE(bits, block * 34)
+    for (const [i, value] of part.entries()) {
+      const q = Math.max(-127, Math.min(127, Math.round(value / scale)))
+      bytes.writeInt8(q, block * 34 + 2 + i)
+      rounded[block * 32 + i] = q * scale
+    }
+  }
+  return { bytes, rounded }
 }
 
 /** Writes a projector file. */
 export async function writeProjector(file: string, options: ProjectorOptions = {}): Promise<string> {
-  const { hidden = hiddenSize, type = 'gemma3', scaleFactor = tower.poolSize } = options
+  const {
+    hidden = hiddenSize,
+    type = 'gemma3',
+    scaleFactor = tower.poolSize,
+    stored = 'f32',
+    widened = false,
+  } = options
   const tensors = weights(hidden).map(({ gguf, shape, values }): GgufTensor => {
     // Writers have added 1 to the weight of Gemma's own norm.
-    const stored = gguf === 'mm.soft_emb_norm.weight' ? values.map((x) => x + 1) : values
-    return { name: gguf, dtype: 'f32', shape, data: () => [new Uint8Array(stored.buffer)] }
+    if (gguf === 'mm.soft_emb_norm.weight') {
+      return { name: gguf, dtype: 'f32', shape, data: () => [new Uint8Array(values.map((x) => x + 1).buffer)] }
+    }
+    const isWhole = shape.at(-1)! % 32 === 0
+    const dtype =
+      shape.length === 1 || gguf === 'v.position_embd.weight' ? 'f32' : stored === 'q8_0' && !isWhole ? 'f16' : stored
+    const { bytes, rounded } = encode(values, dtype)
+    if (widened) return { name: gguf, dtype: 'f32', shape, data: () => [new Uint8Array(rounded.buffer)] }
+    return { name: gguf, dtype, shape, data: () => [bytes] }
   })
   const u32 = (value: number) => ggufValue('u32', value)
   await writeGguf(

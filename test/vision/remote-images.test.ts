@@ -3,7 +3,7 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { afterEach, describe, expect, test } from 'vitest'
-import { isPublicAddress, RemoteImages, type RemoteImageOptions } from '../../lib/vision/remote-images.ts'
+import { isPublicAddress, type RemoteImageOptions, RemoteImages } from '../../lib/vision/remote-images.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 
 const servers: Server[] = []
