@@ -72,9 +72,9 @@ Status packed_form_argument(const Napi::CallbackInfo& info, size_t index, const 
   LAPIDARY_RETURN_IF_ERROR(numbers_argument(info, index, kFormNumbers, numbers));
   if (numbers.size() != kFormNumbers)
     return error(Code::kInternal, "%s: form: expected %d numbers", what, kFormNumbers);
-  if (numbers[kLayoutVersion] != kPanelLayoutVersion) {
-    return error(Code::kLayoutUnsupported, "%s: form: layoutVersion: expected %d, got %g", what, kPanelLayoutVersion,
-                 numbers[kLayoutVersion]);
+  if (numbers[kLayoutVersion] != device.panel_layout) {
+    return error(Code::kLayoutUnsupported, "%s: form: layoutVersion: expected %d, as %s kernels read it, got %g", what,
+                 device.panel_layout, device.isa, numbers[kLayoutVersion]);
   }
   for (int i : {kPanelRows, kGroup, kScaleDtype, kFlags}) {
     if (!(numbers[i] >= 0 && numbers[i] <= 255) || std::floor(numbers[i]) != numbers[i])
@@ -125,8 +125,12 @@ Napi::Value packed_form(const Napi::CallbackInfo& info) {
   }
   if (throw_if_error(info.Env(), status)) return {};
   const TensorView& view = entry->view;
-  const double numbers[kFormNumbers] = {kPanelLayoutVersion,      double(view.panel_rows), double(view.group),
-                                        double(view.scale_dtype), double(view.flags),      double(storage_bytes(view))};
+  const double numbers[kFormNumbers] = {double(entry->device->traits().panel_layout),
+                                        double(view.panel_rows),
+                                        double(view.group),
+                                        double(view.scale_dtype),
+                                        double(view.flags),
+                                        double(storage_bytes(view))};
   Napi::Array array = Napi::Array::New(info.Env(), kFormNumbers);
   for (uint32_t i = 0; i < kFormNumbers; ++i) array.Set(i, numbers[i]);
   return array;

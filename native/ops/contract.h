@@ -29,7 +29,8 @@ struct DeviceTraits {
   const char* kind = "cpu";
   const char* isa = "scalar";
   int threads = 1;
-  int panel_rows = 16;  // rows that pack_weights interleaves (kernels/cpu/isa.def)
+  int panel_rows = 16;   // rows that pack_weights interleaves (kernels/cpu/isa.def)
+  int panel_layout = 1;  // the layout version of packed weights that the kernels read (ops/packed_form.h)
 };
 
 // Bytes that must move and floating-point (or integer) operations that must happen: the benchmark's yardstick.

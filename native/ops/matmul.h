@@ -16,8 +16,12 @@
 //   On AMX with more than 8 rows, bf16, f16 and sfp8 weights, and with more than 48 rows integer formats too, are
 //   multiplied as bf16: x and the dequantised weights rounded to nearest even, f32 accumulation
 //   (kernels/cpu/matmul_amx.inl.h).
-// A row of the result depends neither on the other rows nor on their number (but for the AMX paths named above), nor on the
-// number of threads.
+//   On CUDA with more than 8 rows everything but f32 and row-major weights is multiplied on tensor cores: x is rounded to bf16,
+//   weights are exact but for formats with a minimum, q6_k and f16, which are rounded to bf16; f32 accumulation, in another order
+//   with more than 64 rows than with fewer (kernels/cuda/matmul/tensor_core.cuh). With up to 8 rows it is as above, the groups
+//   of a row in several interleaved sums.
+// A row of the result depends neither on the other rows nor on their number (but for the AMX and CUDA paths named above), nor
+// on the number of threads.
 //
 // Columns past K count as x = 0. Cost: 2·M·N·K operations; W once while M is small.
 #pragma once

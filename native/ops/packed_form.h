@@ -4,8 +4,10 @@
 
 namespace lapidary {
 
-// The version of ops/weight_panels.h as files keep it: one more for every change of any byte of the layout.
+// The versions of ops/weight_panels.h as files keep them: one more for every change of any byte of the layout. A device reads one of
+// them, DeviceTraits::panel_layout: panels of lines (CPU), or panels in fragment order (CUDA), which count from 1001.
 static constexpr int kPanelLayoutVersion = 1;
+static constexpr int kFragmentLayoutVersion = 1001;
 
 // Whether kernels of this device read packed weights of this form; ERR_LAYOUT_UNSUPPORTED says what they do not. What
 // the bytes hold needs no check: codes and scales of any value are weights.

@@ -31,10 +31,25 @@
 //   s₀[R] s₁[R] m₀[R] m₁[R]; index i of a 32-column scale is the i-th half of its record, of a 16-column scale the i-th
 //   quarter. Within a panel: block 0 = head, then for each of its records sub-scales, lines, planes; block 1; …
 //
+//   Fragment order. CUDA has the same blocks, records, schemes and bytes with R = 16, in the order of a warp's lanes. Lane 4g + t serves
+//   rows g and g + 8 and, of every 32 columns, the columns 8t … 8t + 7, so that 16 bytes per lane are its operands of
+//   mma.m16n8k16 (kernels/cuda/weights/fragment_panels.cuh):
+//
+//   nibbles   16 bytes per lane, four words: row g, row g + 8 of the first 32 columns, then of the second. Column c of a lane's
+//             eight is nibble c/2 + 4·(c mod 2)
+//   u5        after them a word per lane: bit 4 of nibble n of word w is its bit 8·(n/2) + 2w + n mod 2
+//   u6        two words per lane, for the first and the second 32 columns: bits 4 and 5 of nibble n of row g + 8h are bits
+//             8·(n/2) + 4h + 2·(n mod 2) and the next
+//   bytes     signed values, zero 0: 512 bytes for each 32 columns, of which a lane has 16: row g, then row g + 8; columns
+//             0 4 1 5 2 6 3 7
+//   entries   of heads and sub-scales: row r's entry e of E is number 2·((r mod 8)·E + e) + r/8
+//   floats    32 columns at a time. A lane's share, row g's eight and then row g + 8's in order of columns, is cut into
+//             pieces of 16 bytes; the pieces of all lanes lie together. sfp8's head is as above
+//
 //   Padding: columns past K hold the code that means zero (8, 16, 32, 128; the group's or row's z; 0 for pair_min) and,
 //   where a whole group is padding, s = m = 0 and z = 8. A z of 16, which a gptq row can have, is no code: its padding
 //   holds 15. So activations past K are zeros, whatever the weights. Rows past N hold s = m = d = 0, sub-scales 0, z
-//   the format's middle (8 or 128), codes = z.
+//   the format's middle (8 or 128; in fragment order 8 or 0), codes = z.
 //
 //   kPanelGateUp: the matrix is still [gate; up] by its row numbers (gate is rows 0 … N/2−1); the panels of row n are
 //   number 2·(n / R) for gate and 2·((n − N/2) / R) + 1 for up.

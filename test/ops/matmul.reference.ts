@@ -5,7 +5,7 @@
  * so that the bounds hold nothing but the error of summing in f32.
  */
 
-import type { Isa } from '../../lib/index.ts'
+import type { GpuFamily, Isa } from '../../lib/index.ts'
 import { type Expected, mismatch } from '../support/compare.ts'
 import { cutValues } from '../support/cuts.ts'
 import { type BlockDType, blockFormats, type WeightForm, weightValues } from '../support/formats.ts'
@@ -18,13 +18,23 @@ const u = unitRoundoff('f32')
 
 /**
  * `exact`: float weights, x in f32. `int8`: integer weights, x in 8 bits per group of 32. `bf16`: both rounded to bf16, which AMX does
- * where rows are many.
+ * where rows are many. `mma`: x rounded to bf16, weights exact, on a GPU's tensor cores; `mma_bf16`: both rounded, there.
  */
-export type Path = 'exact' | 'int8' | 'bf16'
+export type Path = 'exact' | 'int8' | 'bf16' | 'mma' | 'mma_bf16'
 
-/** The path of each instruction set, as native/kernels/cpu/matmul_amx.inl.h documents it. */
-export function pathOn(isa: Isa, form: WeightForm, rows: number, packed = true): Path {
+/** What has no exact form in bf16 (native/kernels/cuda/matmul/dequantize.cuh). */
+const roundedOnCuda = new Set<string>(['f16', 'q4_1', 'q4_k', 'q5_k', 'q6_k'])
+
+/**
+ * The path of each instruction set, as native/kernels/cpu/matmul_amx.inl.h documents it, and of GPUs, as
+ * native/kernels/cuda/matmul/tensor_core.cuh does.
+ */
+export function pathOn(isa: Isa | GpuFamily, form: WeightForm, rows: number, packed = true): Path {
   const integer = form.format !== 'stored' || form.dtype in blockFormats
+  if ((isa === 'sm80' || isa === 'sm80_emulated') && packed && rows > 8) {
+    const stored = form.format === 'stored'
+    if (!stored || form.dtype !== 'f32') return stored && roundedOnCuda.has(form.dtype) ? 'mma_bf16' : 'mma'
+  }
   const tiles = packed && (isa === 'amx' || isa === 'amx_emulated')
   if (integer) return tiles && rows > 48 ? 'bf16' : 'int8'
   return tiles && rows > 8 && form.dtype !== 'f32' ? 'bf16' : 'exact'
@@ -112,10 +122,11 @@ function weightsOn(
   columns: number,
 ): Weights {
   const rows = values.length / columns
-  if (path === 'bf16') {
+  if (path === 'bf16' || path === 'mma_bf16') {
     const rounded = inBf16(values)
     return { rows, ...rounded, size: rounded.value.map(Math.abs) }
   }
+  if (path === 'mma') return { rows, value: values, size: values.map(Math.abs) }
   return { rows, value: values, size: termSizes(form, stored, values, columns) }
 }
 
@@ -126,6 +137,10 @@ function roundings(path: Path, columns: number, rowMajor: boolean): number {
       return Math.ceil(columns / 32) + 6
     case 'bf16':
       return Math.ceil(columns / 32) + 17
+    case 'mma':
+    case 'mma_bf16':
+      // 16 products and the sum, aligned and cut off in up to two steps; a scale per 32 columns; up to eight splits of K; the row's scale.
+      return 18 * Math.ceil(columns / 16) + Math.ceil(columns / 32) + 9
     default:
       // Row-major weights: accumulators, then lanes; at least 4 of them.
       return rowMajor ? Math.ceil(columns / 8) + 6 : Math.ceil(columns / 2) + 2
@@ -189,7 +204,7 @@ function gatedProduct(gate: Product, up: Product): Product {
 }
 
 /** The instruction set that a case ran on last: what the bounds depend on. `run` writes it, the comparison reads it. */
-export const ran: { isa: Isa } = { isa: 'scalar' }
+export const ran: { isa: Isa | GpuFamily } = { isa: 'scalar' }
 
 export function reference(c: Case, h: Inputs): readonly Expected[] {
   const made = new Map<Path, Expected>()
@@ -208,7 +223,7 @@ export const rowsOf = (c: Case) => c.lead.reduce((product, dim) => product * dim
 
 export function expectedOn(path: Path, c: Case, h: Inputs): { value: Float64Array; bound: Float64Array } {
   const cut = cutValues(h.x, c.cuts).values
-  const x = path === 'int8' ? roundToInt8(cut, c.columns) : path === 'bf16' ? cut.map((v) => round('bf16', v)) : cut
+  const x = path === 'int8' ? roundToInt8(cut, c.columns) : path === 'exact' ? cut : cut.map((v) => round('bf16', v))
   const n = roundings(path, c.columns, c.rowMajor ?? false)
   const of = (stored: StoredTensors, bias?: Float64Array) => {
     const values = c.rowMajor ? cutValues(stored.weight, c.weightCuts).values : weightValues(c.form, stored)

@@ -2,7 +2,7 @@
 
 import { expect, test } from 'vitest'
 import { type Isa, type ProbeKind, probe, probeKinds, Tensor } from '../../lib/index.ts'
-import { anyDevice, forEachIsa } from '../support/devices.ts'
+import { anyDevice, cudaFor, forEachIsa, openDevice } from '../support/devices.ts'
 import { throwsCode } from '../support/errors.ts'
 
 const accumulators = 12
@@ -59,6 +59,33 @@ test('read divides the buffer among the threads', async () => {
       expect(Array.from(await shares.read()).reduce((sum, share) => sum + share, 0)).toBe(bytes)
     }
   })
+})
+
+const family = cudaFor(['probe'])
+
+test.skipIf(!family)('a GPU has a number for each multiprocessor', async () => {
+  const device = await openDevice(family!)
+  const { threads } = device.info()
+  const blockThreads = 512
+  const expectedOnCuda: Record<ProbeKind, number> = {
+    read: 0,
+    fma_f32: 2 * accumulators * blockThreads,
+    dot_i8: 8 * accumulators * blockThreads,
+    dot_bf16: 2 * accumulators * 16 * 8 * 16 * (blockThreads / 32),
+    tile_i8: 0,
+    tile_bf16: 0,
+  }
+  using buffer = Tensor.zeros(device, [64], 'u8')
+  for (const kind of probeKinds) {
+    if (kind === 'read') continue
+    using operations = probe(buffer, kind, 3)
+    expect(Array.from(await operations.read()), kind).toEqual(Array(threads).fill(expectedOnCuda[kind]))
+  }
+  for (const bytes of [0, 1, 4096, 100_003]) {
+    using bytesRead = Tensor.zeros(device, [bytes], 'u8')
+    using shares = probe(bytesRead, 'read', 2)
+    expect(Array.from(await shares.read()).reduce((sum, share) => sum + share, 0)).toBe(bytes)
+  }
 })
 
 test('wrong arguments', async () => {

@@ -186,3 +186,89 @@ function codeAt(bytes: Uint8Array, record: number, bits: number, R: number, r: n
 function expectLength(bytes: Uint8Array, expected: number): void {
   if (bytes.length !== expected) throw new Error(`expected ${expected} bytes of panels, got ${bytes.length}`)
 }
+
+/**
+ * The same in fragment order, the layout of GPUs: lane 4g + t has rows g and g + 8 and, of every 32 columns, 8t … 8t + 7.
+ */
+export function unpackFragments(bytes: Uint8Array, form: PackedForm): Unpacked {
+  const float = isFloatPanel(form.dtype)
+  const { rows, columns, group = 0, scaleDtype = 'f16', dtype } = form
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  const layout = float ? undefined : layoutOf(form)
+  const records =
+    Math.ceil(columns / (float ? 32 : 64 * Math.max(1, layout!.records))) * (float ? 1 : Math.max(1, layout!.records))
+  const padded = { rows: roundUp(rows, 16), columns: records * (float ? 32 : 64) }
+  const elementBytes = { f32: 4, f16: 2, bf16: 2, sfp8: 1 }[dtype as 'f32']
+  const headBytes = 16 * (float ? (dtype === 'sfp8' ? 4 : 0) : layout!.head)
+  const recordBytes = float ? 16 * 32 * elementBytes : 16 * (layout!.sub + 8 * layout!.bits)
+  const perBlock = float ? records : layout!.records || records
+  const blockBytes = headBytes + perBlock * recordBytes
+  const panelBytes = (records / perBlock) * blockBytes
+  expectLength(bytes, (padded.rows / 16) * panelBytes)
+  const values = new Float64Array(padded.rows * padded.columns)
+  for (let n = 0; n < padded.rows; n++) {
+    const panel = Math.floor(n / 16) * panelBytes
+    const [g, h] = [n % 8, Math.floor((n % 16) / 8)]
+    const entry = (index: number, entries: number) => 2 * (g * entries + index) + h
+    for (let k = 0; k < padded.columns; k++) {
+      const lane = 4 * g + Math.floor((k % 32) / 8)
+      const c = k % 8
+      if (float) {
+        const at = (8 * h + c) * elementBytes
+        const place =
+          panel + headBytes + Math.floor(k / 32) * recordBytes + Math.floor(at / 16) * 512 + lane * 16 + (at % 16)
+        values[n * padded.columns + k] =
+          dtype === 'f32'
+            ? view.getFloat32(place, true)
+            : dtype === 'sfp8'
+              ? view.getFloat32(panel + 4 * entry(0, 1), true) * decodeSfp8(bytes[place]!)
+              : fromBits(dtype as 'f16', view.getUint16(place, true))
+        continue
+      }
+      const { bits, scheme, sub, zero } = layout!
+      const record = Math.floor(k / 64)
+      const half = Math.floor((k % 64) / 32)
+      const head = panel + Math.floor(record / perBlock) * blockBytes
+      const own = head + headBytes + (record % perBlock) * recordBytes
+      const codes = own + 16 * sub
+      const nibble = (c >> 1) + 4 * (c & 1)
+      const word = 2 * half + h
+      let code: number
+      if (bits === 8) {
+        code = view.getInt8(codes + 512 * half + 16 * lane + 8 * h + [0, 4, 1, 5, 2, 6, 3, 7].indexOf(c))
+      } else {
+        code = (view.getUint32(codes + 16 * lane + 4 * word, true) >>> (4 * nibble)) & 15
+        const plane = codes + 512
+        if (bits === 5) {
+          code |= ((view.getUint32(plane + 4 * lane, true) >>> (8 * (nibble >> 1) + 2 * word + (nibble & 1))) & 1) << 4
+        }
+        if (bits === 6) {
+          const shift = 8 * (nibble >> 1) + 4 * h + 2 * (nibble & 1)
+          code |= ((view.getUint32(plane + 8 * lane + 4 * half, true) >>> shift) & 3) << 4
+        }
+      }
+      const half16 = (index: number, entries: number) =>
+        fromBits(scaleDtype, view.getUint16(head + 2 * entry(index, entries), true))
+      const single = (index: number, entries: number) => view.getFloat32(head + 4 * entry(index, entries), true)
+      const subscale = (index: number) => bytes[own + entry(index, 4)]!
+      const value = (): number => {
+        switch (scheme) {
+          case 'pair':
+            return half16(half, 2) * (code - (bits === 8 ? 0 : zero))
+          case 'pairMin':
+            return half16(half, 4) * code + half16(2 + half, 4)
+          case 'groupZero':
+            return group === 32 ? half16(half, 4) * (code - half16(2 + half, 4)) : half16(0, 2) * (code - half16(1, 2))
+          case 'superMin':
+            return half16(0, 2) * subscale(half) * code - half16(1, 2) * subscale(2 + half)
+          case 'super':
+            return single(0, 1) * ((subscale((k % 64) >> 4) << 24) >> 24) * (code - 32)
+          case 'row':
+            return single(0, 2) * (code - single(1, 2))
+        }
+      }
+      values[n * padded.columns + k] = value()
+    }
+  }
+  return { ...padded, values }
+}

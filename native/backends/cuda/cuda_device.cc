@@ -10,6 +10,7 @@
 #include "backends/cuda/allocator.h"
 #include "backends/cuda/cuda_device.h"
 #include "core/system.h"
+#include "ops/packed_form.h"
 
 namespace lapidary {
 namespace {
@@ -134,6 +135,7 @@ class CudaDevice final : public Device {
     traits_.kind = "cuda";
     traits_.isa = isa_.c_str();
     traits_.threads = gpu.multiprocessors;
+    traits_.panel_layout = kFragmentLayoutVersion;
   }
 
   // Whether the GPU lets this process work at all.
@@ -270,9 +272,7 @@ class CudaDevice final : public Device {
       failure.code = Code::kDisposed;
       failure.message = "the stream was disposed";
     } else {
-      failure.code = report.error == 0   ? Code::kIndexOutOfRange
-                     : report.error == 2 ? Code::kOutOfMemory
-                                         : Code::kInternal;
+      failure.code = report.error == 0 ? Code(report.code) : report.error == 2 ? Code::kOutOfMemory : Code::kInternal;
     }
     return false;
   }

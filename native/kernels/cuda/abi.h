@@ -30,7 +30,8 @@ struct LapidaryCudaCopy {
 };
 
 struct LapidaryCudaFailure {
-  int error;    // cudaError_t; 0: what a kernel found in device data, ERR_INDEX_OUT_OF_RANGE
+  int error;    // cudaError_t; 0: what a kernel found in device data
+  int code;     // of what a kernel found: lapidary::Code
   int stopped;  // *stop was set before all calls were queued
   size_t step;  // of the call; where it is unknown (an asynchronous failure), the last one
   char message[512];

@@ -24,8 +24,8 @@ struct ErrorRecord {
   int64_t second;
 };
 
-// Passed to kernels by value. The first report of an execution wins and becomes the stream's sticky error,
-// ERR_INDEX_OUT_OF_RANGE. The kernel goes on without harm: it skips the piece and leaves defined output.
+// Passed to kernels by value. The first report of an execution wins and becomes the stream's sticky error. The kernel goes on without
+// harm: it skips the piece and leaves defined output.
 struct ErrorReporter {
   ErrorRecord* record;
   uint32_t step;
@@ -71,6 +71,7 @@ struct Kernel {
   Launcher launch;
   WorkspaceFunction workspace = nullptr;  // null: none
   const char* const* messages = nullptr;  // of ErrorReporter::report; printf formats that take two %lld
+  const Code* codes = nullptr;            // of the messages; null: all are ERR_INDEX_OUT_OF_RANGE
 };
 
 // What one stem exports.

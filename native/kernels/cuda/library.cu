@@ -309,6 +309,7 @@ bool finish(LapidaryCudaLane& lane, const void* const* kernels, size_t count, La
   failure.error = 0;
   failure.step = record.step < count ? record.step : count - 1;
   const Kernel& kernel = *static_cast<const Kernel*>(kernels[failure.step]);
+  failure.code = int(kernel.codes ? kernel.codes[record.message] : lapidary::Code::kIndexOutOfRange);
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
   snprintf(failure.message, sizeof failure.message, kernel.messages[record.message],
