@@ -29,7 +29,7 @@ export type CheckedRaw = RawImage & { readonly channels: 1 | 3 | 4 }
 export interface ImageLimits {
   /** Width times height. An image's header is read before memory is spent on its pixels, 3 to 8 bytes for each. Default 2^26 (67 million). */
   readonly maxPixels?: number | undefined
-  /** Of the file, or of what a data URL encodes. Default 2^26 (64 MiB). */
+  /** Of the file, or of what a data URL encodes. Default 2^25 (32 MiB). */
   readonly maxBytes?: number | undefined
 }
 
@@ -38,7 +38,7 @@ export type CheckedLimits = { readonly [K in keyof ImageLimits]-?: number }
 
 /** @throws ERR_INVALID_ARGUMENT unless they are positive integers. */
 export function checkLimits(limits: ImageLimits = {}): CheckedLimits {
-  const { maxPixels = 2 ** 26, maxBytes = 2 ** 26 } = limits
+  const { maxPixels = 2 ** 26, maxBytes = 2 ** 25 } = limits
   for (const [name, value] of Object.entries({ maxPixels, maxBytes })) {
     if (!Number.isSafeInteger(value) || value < 1) throw refuse(`${name}: expected a positive integer, got ${value}`)
   }

@@ -1,25 +1,19 @@
 /** Gemma 3's vision tower against the oracle: states, soft tokens, on every instruction set. */
 
-import { mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import path from 'node:path'
 import { describe, expect, test } from 'vitest'
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts'
-import { openProjector } from '../../lib/checkpoint/gguf-files.ts'
 import type { ImageRun } from '../../lib/engine/image-runs.ts'
 import { KvCache } from '../../lib/engine/kv-cache.ts'
 import { StepRunner } from '../../lib/engine/step-runner.ts'
 import { type Device, Program, Tensor } from '../../lib/index.ts'
 import { GemmaModel } from '../../lib/models/gemma/load.ts'
-import { ggufVisionConfig, hfVisionConfig, type VisionConfig } from '../../lib/models/siglip/config.ts'
+import { hfVisionConfig, type VisionConfig } from '../../lib/models/siglip/config.ts'
 import { patchOrder, visionTower } from '../../lib/models/siglip/forward.ts'
 import { VisionModel } from '../../lib/models/siglip/load.ts'
 import { imagePatches } from '../../lib/models/siglip/patches.ts'
-import { writeSyntheticVision } from '../../lib/models/siglip/synthetic.ts'
 import { visionWeights } from '../../lib/models/siglip/weights.ts'
 import { compare } from '../support/compare.ts'
 import { anyDevice, forEachIsa } from '../support/devices.ts'
-import { rejectsCode } from '../support/errors.ts'
 import { oracleFile } from './fixtures.ts'
 import { readSafetensors } from './safetensors.ts'
 
@@ -224,34 +218,6 @@ function oneByOne({ start, end, soft }: ImageRun): ImageRun[] {
     soft: soft.subarray(index * hiddenSize, (index + 1) * hiddenSize),
   }))
 }
-
-test('a synthetic tower has the published shape', async () => {
-  const root = mkdtempSync(path.join(tmpdir(), 'lapidary-tower-'))
-  try {
-    const file = path.join(root, 'mmproj.gguf')
-    await writeSyntheticVision(file, { hiddenSize: 96, type: 'q8_0', layers: 1 })
-    const checkpoint = openProjector(file)
-    const config = ggufVisionConfig(checkpoint)
-    const { imageTokens, patchesPerSide, headDim } = config
-    expect({ imageTokens, patchesPerSide, headDim }).toEqual({ imageTokens: 256, patchesPerSide: 64, headDim: 72 })
-    const weights = visionWeights(checkpoint, config)
-    // 4304 columns end inside a block of 32.
-    const [layer] = weights.layers
-    expect([layer!.up.weight.weight.dtype, layer!.down.weight.weight.dtype]).toEqual(['q8_0', 'f16'])
-    const device = await anyDevice()
-    using tower = await VisionModel.load(device, config, weights)
-    expect([tower.activations, tower.headColumns, tower.layers[0]!.qkv.length]).toEqual(['bf16', 72, 1])
-    expect(tower.projection.shape).toEqual([96, 1152])
-    const aborted = VisionModel.load(device, config, weights, { signal: AbortSignal.abort() })
-    await rejectsCode(aborted, 'ERR_ABORTED')
-    const options = { hiddenSize: 96 }
-    await rejectsCode(writeSyntheticVision(file, { ...options, layers: 28 }), 'ERR_INVALID_ARGUMENT', /layers/)
-    await rejectsCode(writeSyntheticVision(file, { hiddenSize: 100 }), 'ERR_INVALID_ARGUMENT', /hiddenSize/)
-    await rejectsCode(writeSyntheticVision(file, { ...options, type: 'q4_0' as never }), 'ERR_INVALID_ARGUMENT', /type/)
-  } finally {
-    rmSync(root, { recursive: true })
-  }
-})
 
 test('with activations in bf16 the soft tokens differ by what rounding explains', () =>
   forEachIsa(async (device) => {
