@@ -10,6 +10,7 @@ import { LapidaryError } from '../errors.ts'
 import { bundledModel } from '../index.ts'
 import { type GemmaConfig, gemmaConfig } from '../models/gemma/config.ts'
 import { type ModelWeights, modelWeights } from '../models/gemma/weights.ts'
+import { findVision } from '../models/siglip/find.ts'
 import { Tokenizer } from '../tokenizer/tokenizer.ts'
 import { formatBytes, formatCount, formatNumber, formatParameters, formatTable, formatTokens } from './format.ts'
 import { packedBytes, packedHeadBytes } from './packed-size.ts'
@@ -41,6 +42,18 @@ export interface Inspection {
   readonly packed?: Readonly<Record<'stored' | 'q8_0' | 'q4_0', number>>
   /** One full sequence, by context length and dtype of the cache. */
   readonly kv?: readonly KvMemory[]
+  /** How it sees images; absent where it does not. */
+  readonly vision?: {
+    /** What holds the tower: the checkpoint itself, or a projector file beside it. */
+    readonly path: string
+    readonly layers: number
+    /** Pixels of a side. */
+    readonly imageSize: number
+    /** Of an image. */
+    readonly imageTokens: number
+  }
+  /** Why the tower that lies there does not run. */
+  readonly visionProblem?: string
   readonly tokenizer?: {
     readonly pieces: number
     readonly bos: number
@@ -79,7 +92,10 @@ export async function inspectCheckpoint(
   }
 }
 
-type ModelDescription = Pick<Inspection, 'unsupported' | 'config' | 'weights' | 'packed' | 'kv'>
+type ModelDescription = Pick<
+  Inspection,
+  'unsupported' | 'config' | 'weights' | 'packed' | 'kv' | 'vision' | 'visionProblem'
+>
 
 function describeModel(checkpoint: Checkpoint): ModelDescription {
   try {
@@ -89,6 +105,7 @@ function describeModel(checkpoint: Checkpoint): ModelDescription {
     return {
       config,
       weights: groupWeights(weights),
+      ...describeVision(checkpoint, config),
       ...(packed && { packed }),
       ...(!config.bidirectional && {
         kv: [
@@ -101,6 +118,14 @@ function describeModel(checkpoint: Checkpoint): ModelDescription {
     if (!(error instanceof LapidaryError && error.code === 'ERR_CHECKPOINT_UNSUPPORTED')) throw error
     return { unsupported: error.message, weights: merge([...checkpoint.tensors.values()].map(plain('tensors'))) }
   }
+}
+
+function describeVision(checkpoint: Checkpoint, text: GemmaConfig): Pick<Inspection, 'vision' | 'visionProblem'> {
+  const { found, problem } = findVision(checkpoint, text)
+  if (problem) return { visionProblem: problem.message }
+  if (!found) return {}
+  const { layers, imageSize, imageTokens } = found.config
+  return { vision: { path: found.path, layers, imageSize, imageTokens } }
 }
 
 const size = (shape: readonly number[]): number => shape.reduce((product, dim) => product * dim, 1)
@@ -226,6 +251,14 @@ function configRows(config: GemmaConfig): string[][] {
   ]
 }
 
+function imageRows({ vision, visionProblem, path }: Inspection): string[][] {
+  if (visionProblem !== undefined) return [['images', `none: ${visible(visionProblem)}`]]
+  if (!vision) return []
+  const { imageSize, imageTokens, layers } = vision
+  const where = vision.path === path ? '' : `, ${visible(vision.path)}`
+  return [['images', `${imageSize} × ${imageSize} pixels, ${imageTokens} tokens, ${layers} layers${where}`]]
+}
+
 /** The report for people. */
 export function formatInspection(found: Inspection): string {
   const heading = (text: string): string => `\n${styled('bold', text)}\n`
@@ -298,6 +331,7 @@ export function formatInspection(found: Inspection): string {
           : `none: ${visible(found.tokenizerProblem ?? '')}`,
       ],
       ['chat template', found.chatTemplate ? 'its own' : 'none; Gemma’s is used'],
+      ...imageRows(found),
     ],
     '',
     '  ',

@@ -9,7 +9,7 @@ import { describeValue, LapidaryError } from '../errors.ts'
 import { type GemmaConfig, gemmaConfig } from '../models/gemma/config.ts'
 import { encoder, encoderInput } from '../models/gemma/encoder.ts'
 import { GemmaModel } from '../models/gemma/load.ts'
-import { type FoundVision, findVision } from '../models/siglip/find.ts'
+import { findVision, type VisionSearch } from '../models/siglip/find.ts'
 import { scope } from '../scope.ts'
 import type { Stream } from '../stream.ts'
 import { type ChatMessage, ChatTemplate } from '../tokenizer/chat.ts'
@@ -130,6 +130,8 @@ export class Gemma implements AsyncDisposable {
   readonly #defaults: SamplingDefaults
   readonly #stopTokens: ReadonlySet<number>
   readonly #decoder: Decoder | undefined
+  /** Why the tower that lies there does not run. */
+  readonly #visionProblem: LapidaryError | undefined
   #template: ChatTemplate | undefined
   #grammars: Grammars | undefined
   /** Calls of the encoder in flight. */
@@ -143,7 +145,7 @@ export class Gemma implements AsyncDisposable {
     device: Device,
     ownsDevice: boolean,
     options: GemmaOptions,
-    vision: FoundVision | undefined,
+    vision: VisionSearch,
   ) {
     this.config = model.config
     this.tokenizer = tokenizer
@@ -152,6 +154,7 @@ export class Gemma implements AsyncDisposable {
     this.#device = device
     this.#ownsDevice = ownsDevice
     this.#sizes = engineSizes(options, model.config)
+    this.#visionProblem = vision.problem
     this.#defaults = samplingDefaults(checkpoint, model.config.architecture)
     this.#stopTokens = modelStopTokens(checkpoint, tokenizer)
     this.#stream = device.createStream()
@@ -490,7 +493,7 @@ export class Gemma implements AsyncDisposable {
     if (this.#ownsDevice) this.#device.dispose()
   }
 
-  #makeDecoder(options: GemmaOptions, vision: FoundVision | undefined): Decoder {
+  #makeDecoder(options: GemmaOptions, { found: vision }: VisionSearch): Decoder {
     const { contextLength, maxSequences, maxQueue, kv, prefillChunk, pageTokens, cacheTokens, prefixCache } =
       this.#sizes
     const cache = new KvCache(this.#device, this.config, {
@@ -609,6 +612,8 @@ export class Gemma implements AsyncDisposable {
   #expectImages(): ImageReader {
     const { images } = this.#expectDecoder()
     if (images) return images
+    const problem = this.#visionProblem
+    if (problem) throw new LapidaryError(problem.code, `image: ${problem.message}`, { cause: problem })
     const { path, format } = this.#checkpoint
     const file = format === 'gguf' ? 'an mmproj file beside it or as the option mmproj' : 'a vision tower in its files'
     throw new LapidaryError(

@@ -65,3 +65,11 @@ test('what cannot be shown is an error', async () => {
   expect(blind.code).toBe(1)
   expect(blind.stderr).toMatch(/expected a model that sees images/)
 })
+
+test('inspect tells how a model sees', async () => {
+  const { code, stdout } = await runCli(['inspect', model])
+  expect(code).toBe(0)
+  expect(stdout).toMatch(/images +48 × 48 pixels, 16 tokens, 2 layers\n/)
+  const json = await runCli(['inspect', '--json', model])
+  expect(JSON.parse(json.stdout).vision).toEqual({ path: model, layers: 2, imageSize: 48, imageTokens: 16 })
+})

@@ -1,6 +1,6 @@
 /** Images in conversations: a model with a small tower, on the bits and on what may go wrong. */
 
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import sharp from 'sharp'
@@ -282,6 +282,19 @@ describe('towers', () => {
     expect(norm(got.map((value, i) => value - expected[i]!)) / norm(expected)).toBeLessThan(bound)
     const unrounded = (await shared.encodeImage(picture(1)))[0]!
     expect(norm(expected.map((value, i) => value - unrounded[i]!))).toBeGreaterThan(0)
+  })
+
+  test('a damaged projector beside a model, or one of another kind, is no hindrance to text', async () => {
+    const gguf = await writeGgufFolder(path.join(root, 'damaged'))
+    const file = path.join(gguf, 'mmproj-model-f16.gguf')
+    const whole = readFileSync(file)
+    writeFileSync(file, whole.subarray(0, whole.length / 2))
+    await using gemma = await load({ weights: 'stored' }, gguf)
+    expect((await ask(gemma, user(text('text works')))).ids.length).toBe(6)
+    throwsCode(() => gemma.chat([user(image(1))]), 'ERR_CHECKPOINT_CORRUPT', /image: .*mmproj-model-f16\.gguf/)
+    await writeProjector(file, { type: 'qwen2vl_merger' })
+    await using other = await load({ weights: 'stored' }, gguf)
+    throwsCode(() => other.chat([user(image(1))]), 'ERR_CHECKPOINT_UNSUPPORTED', /image: .*expected gemma3/)
   })
 
   test('a projector of another model, or of no model', async () => {

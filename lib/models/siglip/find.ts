@@ -19,36 +19,59 @@ export interface FoundVision {
   readonly weights: VisionWeights
 }
 
+/** What was found: nothing, a tower, or why the one that is there does not run. */
+export interface VisionSearch {
+  readonly found?: FoundVision | undefined
+  readonly problem?: LapidaryError | undefined
+}
+
 /** Published files differ in precision only: bf16 is what the tower was trained in, f32 is twice as large and no better. */
 const preferred = ['bf16', 'f16', 'q8_0', 'f32']
 
 /**
- * The vision tower of a model; undefined if it has none. Reads headers only.
+ * The vision tower of a model. Reads headers only. What is wrong with a tower that was not asked for is returned, not thrown: text runs
+ * without it.
  *
  * @param mmproj A projector file to take; false: none. Default: the model's own tower, or of a GGUF model a file beside it whose name holds
  *   `mmproj` and that was made for a model of this size.
- * @throws ERR_CHECKPOINT_UNSUPPORTED, ERR_CHECKPOINT_CORRUPT, ERR_FILE; ERR_INVALID_ARGUMENT for a file of another model.
+ * @throws Of a file that was named: ERR_CHECKPOINT_UNSUPPORTED, ERR_CHECKPOINT_CORRUPT, ERR_FILE; ERR_INVALID_ARGUMENT if it belongs to
+ *   another model.
  */
 export function findVision(
   checkpoint: Checkpoint,
   text: GemmaConfig,
-  mmproj: string | false | undefined,
-): FoundVision | undefined {
-  if (mmproj === false) return undefined
+  mmproj?: string | false | undefined,
+): VisionSearch {
+  if (mmproj === false) return {}
   if (mmproj !== undefined) {
     if (typeof mmproj !== 'string') {
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `mmproj: expected a path or false, got ${describeValue(mmproj)}`)
     }
     const found = openVision(mmproj)
     checkFits(found, checkpoint, text)
-    return found
+    return { found }
   }
-  if (text.architecture !== 'gemma3') return undefined
+  if (text.architecture !== 'gemma3') return {}
   if (checkpoint.format === 'gguf') return findBeside(checkpoint, text)
+  try {
+    return { found: findInside(checkpoint, text) }
+  } catch (error) {
+    return { problem: problemOf(error) }
+  }
+}
+
+function findInside(checkpoint: Checkpoint, text: GemmaConfig): FoundVision | undefined {
+  if (!hasVisionWeights(checkpoint)) return undefined
   const config = hfVisionConfig(checkpoint, text.hiddenSize)
-  if (config === undefined || !hasVisionWeights(checkpoint)) return undefined
+  if (config === undefined) return undefined
   checkWindow(config, checkpoint.path, text)
   return { path: checkpoint.path, config, weights: visionWeights(checkpoint, config) }
+}
+
+/** A defect is no property of a file. */
+function problemOf(error: unknown): LapidaryError {
+  if (error instanceof LapidaryError) return error
+  throw error
 }
 
 function openVision(file: string): FoundVision {
@@ -82,25 +105,24 @@ function checkWindow({ imageTokens }: VisionConfig, file: string, { window, laye
   )
 }
 
-function findBeside(checkpoint: Checkpoint, text: GemmaConfig): FoundVision | undefined {
+function findBeside(checkpoint: Checkpoint, text: GemmaConfig): VisionSearch {
   const folder = path.dirname(path.resolve(checkpoint.files[0] as string))
   const names = readdirSync(folder).filter((name) => /mmproj.*\.gguf$/i.test(name))
   const rank = (name: string) => {
     const at = preferred.findIndex((type) => name.toLowerCase().includes(type))
     return at < 0 ? preferred.length : at
   }
-  let problem: unknown
+  let problem: LapidaryError | undefined
   for (const name of names.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))) {
     try {
       const found = openVision(path.join(folder, name))
       if (found.config.hiddenSize !== text.hiddenSize) continue
       checkWindow(found.config, found.path, text)
-      return found
+      return { found }
     } catch (error) {
       // One that is of no use does not hide another that is.
-      problem ??= error
+      problem ??= problemOf(error)
     }
   }
-  if (problem !== undefined) throw problem
-  return undefined
+  return { problem }
 }
