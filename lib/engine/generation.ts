@@ -88,7 +88,7 @@ export class Generation implements AsyncIterable<Piece> {
   /** Everything together, at the end. Rejects if the request failed; a request that was aborted resolves with what it has. */
   readonly result: Promise<GenerationResult>
   readonly #engine: Engine
-  /** Undefined while images are made ready, and if that fails. */
+  /** Undefined while images are made ready, and after the end: soft tokens of images need not last as long as their answer. */
   #sequence: Sequence | undefined
   readonly #preparation = new AbortController()
   readonly #requestedAt: number = performance.now()
@@ -233,6 +233,7 @@ export class Generation implements AsyncIterable<Piece> {
 
   #end(): void {
     this.#ended = true
+    this.#sequence = undefined
     this.#request.signal?.removeEventListener('abort', this.#onAbort)
     // The engine disposes of what it was given.
     if (!this.#sequence) this.#request.constraint?.dispose()
