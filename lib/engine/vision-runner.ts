@@ -5,6 +5,7 @@
 import type { Device } from '../device.ts'
 import { embedPatches, encoderLayer, softTokens } from '../models/siglip/forward.ts'
 import type { VisionModel } from '../models/siglip/load.ts'
+import type { VisionTensors } from '../models/siglip/model.ts'
 import { imagePatches } from '../models/siglip/patches.ts'
 import { Program } from '../program.ts'
 import type { Stream } from '../stream.ts'
@@ -27,7 +28,7 @@ export class VisionRunner implements Disposable {
   constructor(device: Device, stream: Stream, model: VisionModel) {
     this.#stream = stream
     this.#model = model
-    this.#programs = stream.use(() => capture(device, model))
+    this.#programs = stream.use(() => capture(device, model.tensors))
   }
 
   get weightBytes(): number {
@@ -36,7 +37,7 @@ export class VisionRunner implements Disposable {
 
   /** Queues the first part. @returns f32 [patches, width] */
   begin(pixels: Uint8Array): Tensor {
-    const patches = imagePatches(pixels, this.#model.config)
+    const patches = imagePatches(pixels, this.#model.tensors.config)
     return this.#stream.use(() => this.#programs.begin.run(patches))
   }
 
@@ -77,7 +78,7 @@ export class VisionRunner implements Disposable {
   }
 }
 
-function capture(device: Device, model: VisionModel): Captured {
+function capture(device: Device, model: VisionTensors): Captured {
   const { config } = model
   const patches = config.patchesPerSide ** 2
   const states = [{ shape: [patches, config.width], dtype: 'f32' } as const]

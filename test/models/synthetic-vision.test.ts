@@ -26,7 +26,8 @@ test('a synthetic tower has the published shape', async () => {
     const [layer] = weights.layers
     expect([layer!.up.weight.weight.dtype, layer!.down.weight.weight.dtype]).toEqual(['q8_0', 'f16'])
     const device = await anyDevice()
-    using tower = await VisionModel.load(device, config, weights)
+    using model = await VisionModel.load(device, config, weights)
+    const tower = model.tensors
     expect([tower.activations, tower.headColumns, tower.layers[0]!.qkv.length]).toEqual(['bf16', 72, 1])
     expect(tower.projection.shape).toEqual([96, 1152])
     const aborted = VisionModel.load(device, config, weights, { signal: AbortSignal.abort() })

@@ -35,34 +35,17 @@ export interface VisionLoadOptions {
  * @example
  * using tower = await VisionModel.load(device, config, visionWeights(checkpoint, config))
  */
-export class VisionModel implements VisionTensors, Disposable {
-  readonly config: VisionConfig
-  readonly activations: 'f32' | 'bf16'
-  readonly headColumns: number
-  readonly patch: Affine
-  readonly positions: Tensor
-  readonly layers: readonly VisionLayer[]
-  readonly finalNorm: Affine
-  readonly softNorm: Tensor
-  readonly projection: Tensor
-  readonly poolStarts: Tensor
+export class VisionModel implements Disposable {
+  /** What the functions of forward.ts take. */
+  readonly tensors: VisionTensors
   /** Of the packed matrices, in memory. */
   readonly weightBytes: number
-  readonly #tensors: readonly Tensor[]
+  readonly #made: readonly Tensor[]
 
-  private constructor(model: VisionTensors, loader: VisionLoader) {
-    this.config = model.config
-    this.activations = model.activations
-    this.headColumns = model.headColumns
-    this.patch = model.patch
-    this.positions = model.positions
-    this.layers = model.layers
-    this.finalNorm = model.finalNorm
-    this.softNorm = model.softNorm
-    this.projection = model.projection
-    this.poolStarts = model.poolStarts
+  private constructor(tensors: VisionTensors, loader: VisionLoader) {
+    this.tensors = tensors
     this.weightBytes = loader.packedBytes
-    this.#tensors = loader.made
+    this.#made = loader.made
   }
 
   /**
@@ -87,7 +70,7 @@ export class VisionModel implements VisionTensors, Disposable {
 
   /** Lets go of the weights; work in flight keeps what it needs. Safe twice. */
   dispose(): void {
-    for (const tensor of this.#tensors) tensor.dispose()
+    for (const tensor of this.#made) tensor.dispose()
   }
 
   [Symbol.dispose](): void {
