@@ -1,6 +1,8 @@
 // Makes prebuilds/linux-<arch>/lapidary.glibc.node with prebuildify, and refuses a binary that would not load elsewhere.
 //
-//   node scripts/prebuild.mjs [x64] [arm64]       default: this machine's architecture
+//   node scripts/prebuild.mjs [x64] [arm64] [--cuda]       default: this machine's architecture
+//
+// --cuda puts liblapidary_cuda.so, for every architecture of GPUs, beside the addon for x64, where nvcc is installed.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, mkdirSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -30,7 +32,8 @@ function checkBinary(file, prefix) {
   return newest.join('.')
 }
 
-const requested = process.argv.slice(2)
+const requested = process.argv.slice(2).filter((argument) => !argument.startsWith('--'))
+const cuda = process.argv.includes('--cuda')
 for (const arch of requested.length > 0 ? requested : [process.arch]) {
   const crosses = arch !== process.arch
   if (crosses) requireTools({ 'aarch64-linux-gnu-g++': 'g++-aarch64-linux-gnu' })
@@ -57,8 +60,7 @@ for (const arch of requested.length > 0 ? requested : [process.arch]) {
   })
   const file = path.join(packageRoot, 'prebuilds', `linux-${arch}`, 'lapidary.glibc.node')
   console.log(`${path.relative(packageRoot, file)}: needs glibc ${checkBinary(file, prefix)}`)
-  if (arch !== 'x64') continue
-  // GPUs: beside the addon. Without nvcc the package is complete but for them.
+  if (arch !== 'x64' || !cuda) continue
   if (spawnSync('nvcc', ['--version']).status !== 0) {
     console.log('liblapidary_cuda.so is left out: nvcc 13.0 or newer is not installed')
     continue
