@@ -2,6 +2,7 @@
 // release carries. Linux is linked against Debian 11's C library (scripts/sysroot.mjs), Windows is compiled with MinGW-w64.
 //
 //   node scripts/prebuild.mjs [linux-x64] [linux-arm64] [win32-x64]     default: all three
+//   node scripts/prebuild.mjs … --cuda                               linux-x64 gets the CUDA library, for every architecture of GPUs
 //   node scripts/prebuild.mjs --host                                    this machine, as `npm run build:native` compiled it
 //
 // --host links against this machine's C library: for tests of the package, and for the systems that the release workflow
@@ -54,7 +55,7 @@ async function prebuild(target, host) {
     nodeGyp: shim,
     targets: [],
   })
-  if (target === 'linux-x64' && !host) addCudaLibrary(folder)
+  if (target === 'linux-x64' && cuda) addCudaLibrary(folder)
   return folder
 }
 
@@ -68,8 +69,9 @@ function addCudaLibrary(folder) {
   copyFileSync(cudaLibrary, path.join(folder, path.basename(cudaLibrary)))
 }
 
-const requested = process.argv.slice(2)
-const host = requested.includes('--host')
+const requested = process.argv.slice(2).filter((argument) => !argument.startsWith('--'))
+const host = process.argv.includes('--host')
+const cuda = process.argv.includes('--cuda')
 const targets = host ? [`${process.platform}-${process.arch}`] : requested
 const unknown = targets.filter((target) => !host && !compilers[target])
 if (unknown.length > 0) {
