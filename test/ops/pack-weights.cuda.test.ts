@@ -9,7 +9,7 @@ import { type Device, dequantize, embedding, packWeights, Tensor } from '../../l
 import { anyDevice, cudaFor, download, openDevice, upload, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { encodeGroups, packOptions, randomWeights, signedZeros, weightForms } from '../support/formats.ts'
-import { unpackFragments } from '../support/panels.ts'
+import { firstWrong, unpackFragments } from '../support/panels.ts'
 import { Random } from '../support/random.ts'
 
 const family = cudaFor(['pack_weights', 'dequantize', 'embedding'])
@@ -41,14 +41,9 @@ describe.skipIf(!family)('packWeights on CUDA', () => {
           symmetric,
           ...(groupSize > 0 && { scaleDtype: scaleDtype as 'f16' }),
         })
-        const expected = new Float64Array(unpacked.rows * unpacked.columns)
-        for (let n = 0; n < rows; n++) {
-          expected.set(stored.values.subarray(n * columns, (n + 1) * columns), n * unpacked.columns)
-        }
         // gptq's z of 16 is no code, so that a row with it has no zeros to be padded with.
         const checked = form.name === 'gptq row' ? columns : unpacked.columns
-        const differs = (value: number, i: number) => i % unpacked.columns < checked && value !== expected[i]
-        expect(unpacked.values.findIndex(differs)).toBe(-1)
+        expect(firstWrong(unpacked, stored.values, columns, checked)).toBe(-1)
       }))
   }
 

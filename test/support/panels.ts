@@ -86,6 +86,15 @@ export interface Unpacked {
   readonly values: Float64Array
 }
 
+/** The first element of the panels' first `checked` columns that is not the matrix's weight, or 0 where it is padding; −1: none. */
+export function firstWrong(unpacked: Unpacked, weights: Float64Array, columns: number, checked: number): number {
+  const expected = new Float64Array(unpacked.rows * unpacked.columns)
+  for (let n = 0; n * columns < weights.length; n++) {
+    expected.set(weights.subarray(n * columns, (n + 1) * columns), n * unpacked.columns)
+  }
+  return unpacked.values.findIndex((value, i) => i % unpacked.columns < checked && value !== expected[i])
+}
+
 export function unpackPanels(bytes: Uint8Array, form: PackedForm): Unpacked {
   return isFloatPanel(form.dtype) ? unpackFloats(bytes, form) : unpackIntegers(bytes, form)
 }

@@ -57,30 +57,44 @@ LAPIDARY_DEVICE float quantize_input(const QuantizeArguments& p, const QuantizeP
   return stored::float_at(p.x + place.row * p.row_bytes + (place.column + i) * stored::block_bytes(p.dtype), p.dtype);
 }
 
+// A warp's block of 32, one element to a lane.
+struct QuantizeBlock {
+  float x;
+  uint32_t largest;  // bits of the largest magnitude
+  bool finite;       // all 32 are
+  int64_t index;     // of the block in the output
+};
+LAPIDARY_DEVICE bool quantize_block(const QuantizeArguments& p, QuantizeBlock& block) {
+  QuantizePlace place;
+  if (!quantize_place(p, 32, place)) return false;
+  block.x = quantize_input(p, place, dev::lane());
+  block.largest = warp_max(magnitude_bits(block.x));
+  block.finite = block.largest < kInfinityBits;
+  block.index = (place.row * p.columns + place.column) / 32;
+  return true;
+}
+LAPIDARY_DEVICE void store_scale(unsigned char* to, float d, bool finite) {
+  if (dev::lane() == 0) dev::store(reinterpret_cast<uint16_t*>(to), finite ? dev::to_f16(d).bits : kNaNHalf);
+}
+
 struct QuantizeQ4 {
   using Params = QuantizeArguments;
   static constexpr int kThreads = 256, kMinBlocks = 4;
   static LAPIDARY_DEVICE void run(const Params& p, unsigned char*) {
-    QuantizePlace place;
-    if (!quantize_place(p, 32, place)) return;
-    const int lane = dev::lane();
-    const float x = quantize_input(p, place, lane);
-    const uint32_t largest = warp_max(magnitude_bits(x));
-    const bool finite = largest < kInfinityBits;
-    const uint32_t holders = dev::warp_ballot(magnitude_bits(x) == largest);
-    const int first =
-        31 - dev::leading_zeros(holders & (0u - holders));  // holders is never 0 but with NaNs of other lanes' bits
-    const float extreme = dev::shuffle(x, first & 31);
+    QuantizeBlock b;
+    if (!quantize_block(p, b)) return;
+    const uint32_t holders = dev::warp_ballot(magnitude_bits(b.x) == b.largest);  // never none
+    const int first = 31 - dev::leading_zeros(holders & (0u - holders));
+    const float extreme = dev::shuffle(b.x, first);
     float d = 0;
-    if (finite)
-      d = largest == 0 ? -0.0f : dev::div(extreme, -8.0f);  // the sign that the reference gives a block of zeros
-    const float inverse = finite ? reciprocal(d) : 0.0f;
-    const int rounded = truncate(stored::mul(inverse == 0 ? 0.0f : x, inverse) + 8.5f);
+    if (b.finite) d = b.largest == 0 ? -0.0f : dev::div(extreme, -8.0f);  // the sign that the reference gives zeros
+    const float inverse = b.finite ? reciprocal(d) : 0.0f;
+    const int rounded = truncate(stored::mul(inverse == 0 ? 0.0f : b.x, inverse) + 8.5f);
     const int code = rounded < 15 ? rounded : 15;
     const int high = dev::shuffle_xor(code, 16);
-    unsigned char* block = p.out + (place.row * p.columns + place.column) / 32 * 18;
-    if (lane < 16) dev::store(block + 2 + lane, static_cast<unsigned char>(code | high << 4));
-    if (lane == 0) dev::store(reinterpret_cast<uint16_t*>(block), finite ? dev::to_f16(d).bits : kNaNHalf);
+    unsigned char* to = p.out + b.index * 18;
+    if (dev::lane() < 16) dev::store(to + 2 + dev::lane(), static_cast<unsigned char>(code | high << 4));
+    store_scale(to, d, b.finite);
   }
 };
 
@@ -88,20 +102,16 @@ struct QuantizeQ8 {
   using Params = QuantizeArguments;
   static constexpr int kThreads = 256, kMinBlocks = 4;
   static LAPIDARY_DEVICE void run(const Params& p, unsigned char*) {
-    QuantizePlace place;
-    if (!quantize_place(p, 32, place)) return;
-    const int lane = dev::lane();
-    const float x = quantize_input(p, place, lane);
-    const uint32_t largest = warp_max(magnitude_bits(x));
-    const bool finite = largest < kInfinityBits;
-    const float d = finite ? dev::div(dev::bit_cast<float>(largest), 127.0f) : 0.0f;
+    QuantizeBlock b;
+    if (!quantize_block(p, b)) return;
+    const float d = b.finite ? dev::div(dev::bit_cast<float>(b.largest), 127.0f) : 0.0f;
     const float inverse = reciprocal(d);
     // Half away from zero is truncation after adding the largest number below a half, with the sign of x.
-    const float scaled = stored::mul(inverse == 0 ? 0.0f : x, inverse);
+    const float scaled = stored::mul(inverse == 0 ? 0.0f : b.x, inverse);
     const int code = truncate(scaled + (scaled < 0 ? -0x1.fffffep-2f : 0x1.fffffep-2f));
-    unsigned char* block = p.out + (place.row * p.columns + place.column) / 32 * 34;
-    dev::store(block + 2 + lane, static_cast<unsigned char>(code));
-    if (lane == 0) dev::store(reinterpret_cast<uint16_t*>(block), finite ? dev::to_f16(d).bits : kNaNHalf);
+    unsigned char* to = p.out + b.index * 34;
+    dev::store(to + 2 + dev::lane(), static_cast<unsigned char>(code));
+    store_scale(to, d, b.finite);
   }
 };
 
