@@ -1,7 +1,8 @@
 /** The cases of matmul: every stored form of weights with awkward sizes, and what else a call may ask for. */
 
-import { matmul, packWeights, stackWeights, type Tensor } from '../../lib/index.ts'
+import { type Device, matmul, packWeights, stackWeights, type Tensor } from '../../lib/index.ts'
 import { type Cut, cutTensor } from '../support/cuts.ts'
+import { upload, valuesOf } from '../support/devices.ts'
 import { blockFormats, packOptions, randomWeights, type WeightForm, weightForms } from '../support/formats.ts'
 import { type HostTensor, hostTensor } from '../support/host-tensor.ts'
 import type { Random } from '../support/random.ts'
@@ -231,4 +232,20 @@ export function run(c: Case, t: OnDevice): Tensor {
   using second = pack(c.form, { weight: t.up!, scales: t.upScales, zeros: t.upZeros })
   using both = stackWeights([first, second], { interleave: 'gate_up' })
   return matmul(x, both, options)
+}
+
+/**
+ * Puts a NaN into row 1 of x and an infinity into row 3: the outputs [row, column] that are not NaN, not finite, and the same as before,
+ * where they should be.
+ */
+export async function strays(device: Device, weight: Tensor, x: Float64Array, rows: number): Promise<number[][]> {
+  const [outputs, columns] = weight.shape as [number, number]
+  const product = () => valuesOf(matmul(upload(device, hostTensor('f32', [rows, columns], x)), weight))
+  const before = await product()
+  x[2 * columns - 1] = Number.NaN
+  x[3 * columns] = Number.NEGATIVE_INFINITY
+  const after = await product()
+  const right = (row: number, i: number) =>
+    row === 1 ? Number.isNaN(after[i]) : row === 3 ? !Number.isFinite(after[i]!) : after[i] === before[i]
+  return Array.from(after, (_, i) => [Math.floor(i / outputs), i % outputs]).filter(([row], i) => !right(row!, i))
 }

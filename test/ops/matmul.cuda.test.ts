@@ -3,13 +3,12 @@
 
 import { describe, expect, test } from 'vitest'
 import { type Device, matmul, packWeights, stackWeights, Tensor } from '../../lib/index.ts'
-import { bitDifference } from '../support/compare.ts'
+import { bitDifference, mismatch } from '../support/compare.ts'
 import { cudaFor, download, openDevice, upload, valuesOf } from '../support/devices.ts'
 import { randomWeights, type WeightForm, weightForms } from '../support/formats.ts'
-import { hostTensor } from '../support/host-tensor.ts'
 import { Random } from '../support/random.ts'
-import { near, pack } from './matmul.cases.ts'
-import { pathOn } from './matmul.reference.ts'
+import { cases, makeInputs, near, pack, run, strays } from './matmul.cases.ts'
+import { expectedOn, type Path, pathOn, rowsOf } from './matmul.reference.ts'
 
 const family = cudaFor(['matmul', 'pack_weights', 'stack_weights'])
 
@@ -55,6 +54,22 @@ describe.skipIf(!family)('matmul on CUDA', () => {
       }))
   }
 
+  test('f32 with more rows than one launch takes', () =>
+    onCuda(async (device) => {
+      const random = Random.named('many rows on CUDA')
+      const form = weightForms.find(({ name }) => name === 'f32')!
+      const weight = packed(device, form, random, 5, 2048) // two blocks share K
+      const x = upload(device, random.normal('f32', [517, 2048]))
+      const { bytes } = await download(matmul(x, weight))
+      for (const [first, count] of [
+        [0, 3],
+        [509, 8],
+      ] as const) {
+        const part = await download(matmul(x.slice(first, first + count), weight))
+        expect(bitDifference(part.bytes, bytes.subarray(20 * first, 20 * (first + count)))).toBeUndefined()
+      }
+    }))
+
   for (const form of weightForms) {
     test(`${form.name}: NaN and infinity stay in their rows`, () =>
       onCuda(async (device) => {
@@ -63,17 +78,7 @@ describe.skipIf(!family)('matmul on CUDA', () => {
         const weight = packed(device, form, random, outputs, columns)
         for (const rows of [5, 12]) {
           const { values } = random.normal('f32', [rows, columns])
-          const before = await valuesOf(matmul(upload(device, hostTensor('f32', [rows, columns], values)), weight))
-          values[1 * columns + columns - 1] = Number.NaN
-          values[3 * columns] = Number.NEGATIVE_INFINITY
-          const after = await valuesOf(matmul(upload(device, hostTensor('f32', [rows, columns], values)), weight))
-          for (let i = 0; i < after.length; i++) {
-            const row = Math.floor(i / outputs)
-            const where = `[${row}, ${i % outputs}] of ${rows}`
-            if (row === 1) expect(after[i], where).toBeNaN()
-            else if (row === 3) expect(Number.isFinite(after[i]!), where).toBe(false)
-            else expect(after[i], where).toBe(before[i])
-          }
+          expect(await strays(device, weight, values, rows), `${rows} rows`).toEqual([])
         }
       }))
 
@@ -117,6 +122,35 @@ describe.skipIf(!family)('matmul on CUDA', () => {
         expect([...y]).toEqual(joined.flat())
       }
     }))
+
+  // The negative control of the paths: each rounding that they differ by is larger than the bound of the sum.
+  for (const [name, rows, wrong] of [
+    ['q4_0', 3, ['exact', 'mma']],
+    ['q4_0', 33, ['exact', 'int8', 'mma_bf16']],
+    ['q6_k', 33, ['exact', 'int8', 'mma']],
+    ['bf16', 33, ['exact']],
+    ['f16', 33, ['exact', 'mma']],
+  ] as const) {
+    test(`${name}, ${rows} rows: the bounds tell the paths apart`, () =>
+      onCuda(async (device) => {
+        const like = cases.find((c) => c.form.name === name && rowsOf(c) === rows && !c.geglu && !c.rowMajor)!
+        const c = { ...like, outputDtype: 'f32' as const, xDtype: 'f32' as const }
+        const inputs = makeInputs(c, Random.named(`paths ${name}`))
+        const on = (host: typeof inputs.scales) => host && upload(device, host)
+        const { x, weight, scales, zeros, bias } = inputs
+        const tensors = {
+          x: upload(device, x),
+          weight: upload(device, weight),
+          scales: on(scales),
+          zeros: on(zeros),
+          bias: on(bias),
+        }
+        const got = await valuesOf(run(c, { ...tensors, up: undefined, upScales: undefined, upZeros: undefined }))
+        expect(mismatch(got, expectedOn(pathOn(family!, c.form, rows), c, inputs))).toBeUndefined()
+        for (const path of wrong as readonly Path[])
+          expect(mismatch(got, expectedOn(path, c, inputs)), path).toBeDefined()
+      }))
+  }
 
   test('empty products', () =>
     onCuda(async (device) => {
