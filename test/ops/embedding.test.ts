@@ -56,6 +56,7 @@ cases.push(
 )
 
 opSuite('embedding', {
+  emulated: { cases: 100, elements: 100_000 },
   ops: ['embedding'],
   cases,
   inputs: (c, random) => {

@@ -76,6 +76,7 @@ opSuite('packWeights', {
     return dequantize(packed)
   },
   reference: (c, h) => [{ exact: f32(weightValues(c.form, h)) }],
+  emulated: { cases: 200, elements: 60_000 },
 })
 
 describe('packWeights: the layout is the one that weight_panels.h describes', () => {

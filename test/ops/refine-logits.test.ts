@@ -96,6 +96,7 @@ opSuite('refine_logits', {
     return [{ value, bound }]
   },
   control: { case: 'all logits', insensitive: ['logits'] },
+  emulated: { elements: 500_000 },
 })
 
 describe('refineLogits', () => {
