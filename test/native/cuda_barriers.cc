@@ -1,6 +1,6 @@
-// cuda_matmul.cc: every barrier, wait and fence of matmul's CUDA kernels is there for a reason: without it, adversarial schedules of the
-// emulation find a wrong result or a hazard within kSeeds seeds. The kernels with all of them give the same bits on every schedule.
-// What the results should be is tested elsewhere (test/ops/matmul.test.ts): here a friendly schedule's are right.
+// cuda_barriers.cc: every barrier, wait and fence of the CUDA kernels of matmul and refine_logits is there for a reason: without it,
+// adversarial schedules of the emulation find a wrong result or a hazard within kSeeds seeds. The kernels with all of them give the same
+// bits on every schedule. What the results should be is tested elsewhere (test/ops): here a friendly schedule's are right.
 //
 // The kernels are compiled over a device layer whose synchronisation can be left out by the line that asks for it.
 #include <cmath>
@@ -45,6 +45,7 @@ inline void counted_wait(const char* file = __builtin_FILE(), int line = __built
 #define copy_async_wait counted_wait
 #include "kernels/cuda/matmul/decode.cuh"
 #include "kernels/cuda/matmul/tensor_core.cuh"
+#include "kernels/cuda/refine_logits.cuh"
 #undef block_barrier
 #undef memory_fence
 #undef copy_async_wait
@@ -158,6 +159,34 @@ std::string run_tensor_core(const Problem& problem, const LaunchOptions& given, 
   return run<K>(options, p, K::kSharedBytes);
 }
 
+// x as one row of logits: three pieces of the block's threads, whose five largest are listed.
+std::string run_find_top(const Problem& problem, const LaunchOptions& given, std::vector<float>& out) {
+  constexpr int kTop = 5;
+  std::vector<float> logits = problem.x;
+  std::vector<int32_t> ids(logits.size(), -1);
+  int32_t count = -1;
+  RefineArguments p = {};
+  p.logits = logits.data();
+  p.rows = 1;
+  p.vocabulary = int64_t(logits.size());
+  p.top = kTop;
+  p.ids = ids.data();
+  p.counts = &count;
+  // A planted bug makes indices of anything: they must not leave the emulation.
+  const auto range = [](auto* data, size_t count, bool writable) {
+    const auto* begin = reinterpret_cast<const unsigned char*>(data);
+    return emulation::Range{begin, begin + count * sizeof *data, writable};
+  };
+  const std::vector<emulation::Range> ranges = {range(logits.data(), logits.size(), false),
+                                                range(ids.data(), ids.size(), true), range(&count, 1, true)};
+  LaunchOptions options = given;
+  options.ranges = &ranges;
+  const std::string error = run<FindTop>(options, p, sizeof(FindTop::Shared));
+  out.assign(ids.begin(), ids.begin() + kTop);
+  out.push_back(float(count));
+  return error;
+}
+
 void test(const char* name, Run run, const Problem& problem) {
   dev::places.clear();
   dev::planted.clear();
@@ -198,5 +227,6 @@ void test(const char* name, Run run, const Problem& problem) {
 int main() {
   test("decode", run_decode, Problem(96, 16 * 64, 2));
   test("tensor_core", run_tensor_core, Problem(96, 10 * 64, 11));
+  test("find_top", run_find_top, Problem(16, 1280, 2));
   return failures ? 1 : 0;
 }
