@@ -3,6 +3,8 @@
 //   packed W, M ≤ 8, and f32 W    matmul/decode.cuh, eight rows at a time
 //   packed W otherwise            matmul/tensor_core.cuh; x is rounded to bf16 first where it is not already fit to be copied
 //   row-major W                   matmul/row_major.cuh
+#include <algorithm>
+
 #include "kernels/cuda/matmul/decode.cuh"
 #include "kernels/cuda/matmul/row_major.cuh"
 #include "kernels/cuda/matmul/tensor_core.cuh"
@@ -35,16 +37,19 @@ size_t matmul_workspace(const Call& call, const Properties&) {
   if (w.layout != Layout::panels) return 0;
   const Rows rows = describe_rows(x);
   const int splits = splits_of(x, w);
-  const int64_t partial = splits > 1 ? splits * rows.rows * ((panel_count(w) + 1) / 2) * 32 * 4 : 0;
+  const int64_t together = std::min(rows.rows, kRowsAtOnce);
+  const int64_t partial = splits > 1 ? splits * together * ((panel_count(w) + 1) / 2) * 32 * 4 : 0;
   return size_t((uses_tensor_cores(x, w) ? rounded_bytes(rows) : 0) + partial);
 }
 
 template <class Format, int kRows>
-void decode(const DecodeParams& params, LaunchContext& context) {
+void decode(DecodeParams params, LaunchContext& context) {
   using K = Decode<Format, kRows>;
-  const Grid grid = {divide_up(params.pairs, kDecodeWarps / params.parts), params.splits.count,
-                     divide_up(params.x.rows, kRows)};
-  launch<K>(context, grid, K::shared_bytes(params), params);
+  const int64_t blocks = divide_up(params.pairs, kDecodeWarps / params.parts);
+  for (; params.first_row < params.x.rows; params.first_row += kRowsAtOnce) {
+    const int64_t rows = std::min(params.x.rows - params.first_row, kRowsAtOnce);
+    launch<K>(context, {blocks, params.splits.count, divide_up(rows, kRows)}, K::shared_bytes(params), params);
+  }
 }
 
 template <class Format>

@@ -3,13 +3,14 @@
 namespace lapidary::cuda {
 namespace {
 
-int64_t capacity_of(const Call& call) {
+int64_t most_refined(const Call& call) {
   const int64_t top = call.params_as<RefineLogitsParams>().top, vocabulary = call.in[RefineLogitsInput::logits].dims[1];
   return top < vocabulary ? top : vocabulary;
 }
 
 size_t refine_workspace(const Call& call, const Properties&) {
-  return size_t(call.in[RefineLogitsInput::logits].dims[0] * (capacity_of(call) + 1)) * sizeof(int32_t);
+  const TensorView& logits = call.in[RefineLogitsInput::logits];
+  return size_t(logits.dims[0] * (logits.dims[1] + 1)) * sizeof(int32_t);
 }
 
 void launch_refine_logits(const Call& call, LaunchContext& context) {
@@ -26,11 +27,10 @@ void launch_refine_logits(const Call& call, LaunchContext& context) {
   p.hidden_bf16 = hidden.dtype == DType::bf16;
   p.table = describe_matrix(table);
   p.columns = table.dims[1];
-  p.capacity = capacity_of(call);
   p.counts = reinterpret_cast<int32_t*>(context.workspace);
   p.ids = p.counts + p.rows;
-  launch<FindTop>(context, {p.rows}, FindTop::kSharedBytes, p);
-  launch<ExactLogits>(context, {divide_up(p.capacity, ExactLogits::kThreads / dev::kWarp), p.rows}, 0, p);
+  launch<FindTop>(context, {p.rows}, sizeof(FindTop::Shared), p);
+  launch<ExactLogits>(context, {divide_up(most_refined(call), ExactLogits::kThreads / dev::kWarp), p.rows}, 0, p);
 }
 
 }  // namespace

@@ -24,6 +24,8 @@
 namespace lapidary::cuda::matmul {
 
 static constexpr int kDecodeRows = 8;
+// Rows of a launch: more come in several, one after another. 256 pairs at most have splits, so that kCounters tickets are enough.
+static constexpr int64_t kRowsAtOnce = 512;
 static constexpr int kDecodeThreads = 256, kDecodeWarps = kDecodeThreads / dev::kWarp;
 static constexpr float kSmallestMaximum = 0x1p-120f;  // 127 / max stays finite; smaller groups count as zero
 
@@ -35,6 +37,7 @@ struct DecodeParams {
   int parts;          // warps that share a pair: 1, 2, 4 or 8
   int chunk_records;  // of K in shared memory at a time
   int64_t pairs;
+  int64_t first_row;  // of x, in this launch
 };
 
 // x of one chunk in shared memory, kRows rows.
@@ -106,7 +109,7 @@ struct DecodeRows {
 template <class Format, int kRows>
 struct Decode {
   using Params = DecodeParams;
-  static constexpr int kThreads = kDecodeThreads, kMinBlocks = kRows <= 2 ? 3 : Format::kFloat && kRows == 8 ? 1 : 2;
+  static constexpr int kThreads = kDecodeThreads, kMinBlocks = kRows == 1 ? 3 : kRows == 8 && Format::kWide ? 1 : 2;
   using X = DecodeRows<Format, kRows>;
   using Share = typename Format::Share;
 
@@ -197,12 +200,10 @@ struct Decode {
     return dev::dot4_i8(even, q.word[0], dev::dot4_i8(odd, q.word[1], sum));
   }
 
-  // The records [begin, end) of the pair's panels; x.memory begins with record `origin`.
+  // The records [begin, end) of the pair's panels, the first of which is in `next`; x.memory begins with record `origin`.
   static LAPIDARY_DEVICE void multiply(const Params& p, const X& x, const unsigned char* const (&panel)[2], int begin,
-                                       int end, int origin, Sums& sums) {
+                                       int end, int origin, Share (&next)[2], Sums& sums) {
     const int lane = dev::lane();
-    Share next[2];
-    for (int i = 0; i < 2 && begin < end; ++i) Format::load(p.w, panel[i], begin, lane, next[i]);
 #pragma unroll 1
     for (int record = begin; record < end; ++record) {
       const Share now[2] = {next[0], next[1]};
@@ -219,7 +220,7 @@ struct Decode {
     const int warp = dev::warp_index(), lane = dev::lane(), part = warp % p.parts;
     const int slots = kDecodeWarps / p.parts;
     const int64_t pair = int64_t(dev::block_index_x()) * slots + warp / p.parts;
-    const int64_t first_row = int64_t(dev::block_index_z()) * kRows;
+    const int64_t first_row = p.first_row + int64_t(dev::block_index_z()) * kRows;
     const int rows = int(p.x.rows - first_row < kRows ? p.x.rows - first_row : kRows);
     const int split = dev::block_index_y();
     const int begin = int(int64_t(p.w.records) * split / p.splits.count);
@@ -237,11 +238,14 @@ struct Decode {
 #pragma unroll 1
     for (int origin = begin; origin < end; origin += p.chunk_records) {
       x.records = end - origin < p.chunk_records ? end - origin : p.chunk_records;
-      if (origin != begin) dev::block_barrier();  // the chunk before has been read
+      const int from = origin + x.records * part / p.parts, to = origin + x.records * (part + 1) / p.parts;
+      Share next[2];
+      for (int i = 0; i < 2 && active && from < to; ++i)
+        Format::load(p.w, panel[i], from, lane, next[i]);  // beside fill()
+      if (origin != begin) dev::block_barrier();           // the chunk before has been read
       x.fill(p.x, first_row, int64_t(origin) * Format::kColumns);
       dev::block_barrier();
-      const int from = origin + x.records * part / p.parts, to = origin + x.records * (part + 1) / p.parts;
-      if (active) multiply(p, x, panel, from, to, origin, sums);
+      if (active) multiply(p, x, panel, from, to, origin, next, sums);
     }
 
 #pragma unroll
@@ -267,6 +271,9 @@ struct Decode {
     finish(p, block_sums, flag, slots, first_row, rows, split);
   }
 
+  static LAPIDARY_DEVICE int64_t launch_rows(const Params& p) {
+    return p.x.rows - p.first_row < kRowsAtOnce ? p.x.rows - p.first_row : kRowsAtOnce;
+  }
   static LAPIDARY_DEVICE float add_lanes(float value) {
     value = value + dev::shuffle_xor(value, 1);
     return value + dev::shuffle_xor(value, 2);
@@ -297,15 +304,16 @@ struct Decode {
       });
     }
     for_each([&](int slot, int m, int r) {
-      float* to = p.splits.partial + (split * p.x.rows + first_row + m) * width + (first_pair + slot) * 32 + r;
+      float* to = p.splits.partial + (split * launch_rows(p) + first_row - p.first_row + m) * width +
+                  (first_pair + slot) * 32 + r;
       dev::store(to, sum(slot, m, r));
       dev::store(to + 16, sum(slot, m, r + 16));
     });
     if (!p.splits.last(dev::block_index_x() + dev::grid_size_x() * dev::block_index_z(), flag)) return;
     for_each([&](int slot, int m, int r) {
-      const int64_t at = (first_row + m) * width + (first_pair + slot) * 32 + r;
-      p.out.finish(first_row + m, first_pair + slot, r, p.splits.total(at, p.x.rows * width),
-                   p.splits.total(at + 16, p.x.rows * width));
+      const int64_t at = (first_row - p.first_row + m) * width + (first_pair + slot) * 32 + r;
+      p.out.finish(first_row + m, first_pair + slot, r, p.splits.total(at, launch_rows(p) * width),
+                   p.splits.total(at + 16, launch_rows(p) * width));
     });
   }
 };

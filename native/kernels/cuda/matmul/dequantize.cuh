@@ -55,6 +55,7 @@ struct Codes {
   static constexpr int kBits = bits;
   static constexpr ScaleScheme scheme = kScheme;
   static constexpr bool kFloat = false;
+  static constexpr bool kWide = bits == 6;  // in registers: eight rows of x leave no room for a second block
   static constexpr int kColumns = 64;
   static constexpr bool kWideGroup = kScheme == ScaleScheme::group_zero && !kRecordHead;
   static constexpr bool kHasMinimum = kScheme == ScaleScheme::pair_min || kScheme == ScaleScheme::super_min;
@@ -240,7 +241,7 @@ struct Codes {
 template <DType kDType>
 struct Floats {
   static constexpr ScaleScheme scheme = ScaleScheme::none;
-  static constexpr bool kFloat = true;
+  static constexpr bool kFloat = true, kWide = true;
   static constexpr bool kWideGroup = false;
   static constexpr int kColumns = 32;
   static constexpr int kElement = kDType == DType::f32 ? 4 : kDType == DType::sfp8 ? 1 : 2;

@@ -1,5 +1,6 @@
 // problem.cuh: what the kernels of matmul share: the rows of x, the output with its epilogue, and sums that several blocks share.
 #pragma once
+#include "kernels/cuda/device/math.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/matmul/dequantize.cuh"
 #include "ops/matmul.h"
@@ -57,32 +58,6 @@ static inline Rows describe_rows(const TensorView& x) {
 
 // ── y ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-// GELU in its tanh form, x / (1 + e^−2u), u = √(2/π)·(x + 0.044715·x³), which does not cancel for negative x. The exponent is
-// x·(c₁ + c₂·x²)·log2 e in three roundings; a power of two that is too wide for the unit is split off. Relative error below zero
-// (4 + 5·|u|)·2⁻²⁴, above 2 ulp, as kernels/cpu/simd/math.h has it, whose polynomial this is.
-LAPIDARY_DEVICE float exp2_accurate(float x) {
-  x = dev::min(129.0f, dev::max(-151.0f, x));
-  const float n = dev::round_even(x), f = x - n;
-  float p = 0x1.41fbap-13f;
-  p = dev::fma(p, f, 0x1.5f3e8p-10f);
-  p = dev::fma(p, f, 0x1.3b2d4ep-7f);
-  p = dev::fma(p, f, 0x1.c6aee8p-5f);
-  p = dev::fma(p, f, 0x1.ebfbdcp-3f);
-  p = dev::fma(p, f, 0x1.62e43p-1f);
-  p = dev::fma(p, f, 1.0f);
-  // 2ⁿ in two factors that are normal numbers.
-  const int whole = int(n), half = whole / 2;
-  return p * dev::bit_cast<float>(uint32_t(half + 127) << 23) *
-         dev::bit_cast<float>(uint32_t(whole - half + 127) << 23);
-}
-LAPIDARY_DEVICE float gelu_tanh(float x) {
-  constexpr float kLinear = float(-2 * 0.79788456080286536 * 1.4426950408889634);
-  constexpr float kCubic = float(-2 * 0.79788456080286536 * 1.4426950408889634 * 0.044715);
-  const float exponent = unfused_mul(x, dev::fma(unfused_mul(x, x), kCubic, kLinear));
-  // min and max drop NaN; the quotient keeps it.
-  return dev::div(x, 1.0f + exp2_accurate(exponent));
-}
-
 struct Output {
   unsigned char* data;
   const float* bias;  // [N] in the order of the weight's rows, or null
@@ -105,7 +80,7 @@ struct Output {
         first = first + dev::load(bias + column);
         second = second + dev::load(bias + columns + column);
       }
-      return store(row, column, gelu_tanh(first) * second);
+      return store(row, column, dev::gelu_tanh(first) * second);
     }
     finish_one(row, gate_up ? pair * kPanelRows + r : 2 * pair * kPanelRows + r, gate_up ? columns / 2 : columns,
                first);
