@@ -31,7 +31,7 @@ struct Embedding {
       dev::store(reinterpret_cast<uint16_t*>(p.out) + at, uint16_t(0));
     else
       dev::store(reinterpret_cast<float*>(p.out) + at, 0.0f);
-    if (k == 0) p.error.report(0, p.vocabulary - 1, id);
+    if (k == 0 && id != kNoToken) p.error.report(0, p.vocabulary - 1, id);
   }
 };
 
@@ -49,7 +49,7 @@ void launch_embedding(const Call& call, LaunchContext& context) {
   launch<Embedding>(context, {ids.dims[0] * divide_up(p.columns, Embedding::kThreads)}, 0, p);
 }
 
-const char* const kMessages[] = {"embedding: ids: expected 0 ... %lld, got %lld"};
+const char* const kMessages[] = {"embedding: ids: expected -1 ... %lld, got %lld"};
 
 }  // namespace
 

@@ -70,6 +70,7 @@ const char* const kAdjustMessages[] = {
 void launch_adjust_logits(const Call& call, LaunchContext& context) {
   const TensorView& logits = call.in[AdjustLogitsInput::logits];
   const TensorView &counts = call.in[AdjustLogitsInput::counts], &bias = call.in[AdjustLogitsInput::bias];
+  const TensorView& mask = call.in[AdjustLogitsInput::mask];
   AdjustLogitsArguments p = {};
   p.logits = logits.data;
   p.stride = logits.strides[0];
@@ -79,6 +80,8 @@ void launch_adjust_logits(const Call& call, LaunchContext& context) {
   p.counts_stride = counts.strides[0];
   p.bias = bias.as<const float>();
   p.bias_stride = bias.strides[0];
+  p.mask = mask.as<const int32_t>();
+  p.mask_stride = mask.strides[0];
   p.out = call.out[0].as<float>();
   p.row_count = logits.dims[0];
   p.vocabulary = logits.dims[1];

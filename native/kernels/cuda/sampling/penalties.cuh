@@ -14,6 +14,8 @@ struct AdjustLogitsArguments {
   int64_t counts_stride;
   const float* bias;  // may be null
   int64_t bias_stride;
+  const int32_t* mask;  // may be null
+  int64_t mask_stride;
   float* out;
   int64_t row_count, vocabulary, sequences;
   bool f32;
@@ -77,6 +79,9 @@ struct AdjustLogits {
                         : dev::to_float(dev::load(reinterpret_cast<const dev::Bf16*>(from) + i));
         if (adjusted.counts != nullptr) x = penalised(x, dev::load(adjusted.counts + i), adjusted.penalties);
         if (adjusted.bias != nullptr) x += dev::load(adjusted.bias + i);
+        // A warp reads one word.
+        if (p.mask != nullptr && !(uint32_t(dev::load(p.mask + row * p.mask_stride + i / 32)) >> (i % 32) & 1))
+          x = -INFINITY;
         dev::store(p.out + row * p.vocabulary + i, x);
       }
     }
