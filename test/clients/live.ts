@@ -12,7 +12,7 @@ export interface LiveServer extends AsyncDisposable {
 
 /** The model is called `tiny`, and stays the caller's; `models` stand beside it by name. */
 export async function serve(gemma: Gemma, models: Readonly<Record<string, Gemma>> = {}): Promise<LiveServer> {
-  const app = fastify()
+  const app = fastify({ forceCloseConnections: true })
   const others = Object.entries(models).map(([id, model]) => ({ id, model }))
   await app.register(lapidary, { model: gemma, id: 'tiny', models: others, closeDeadline: 100 })
   await app.listen({ host: '127.0.0.1', port: 0 })

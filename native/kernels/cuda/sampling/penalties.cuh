@@ -81,7 +81,7 @@ struct AdjustLogits {
         if (adjusted.bias != nullptr) x += dev::load(adjusted.bias + i);
         // A warp reads one word.
         if (p.mask != nullptr && !(uint32_t(dev::load(p.mask + row * p.mask_stride + i / 32)) >> (i % 32) & 1))
-          x = -INFINITY;
+          x = -__builtin_huge_valf();
         dev::store(p.out + row * p.vocabulary + i, x);
       }
     }
