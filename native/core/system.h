@@ -36,16 +36,6 @@ void unmap_file_region(const FileMapping& mapping);
 // Pages that were read no longer count as the process's memory; they come back when they are next read.
 void release_file_region(const FileMapping& mapping);
 
-// ── shared libraries ──
-
-// The folder of the library (or program) that the code at `address` belongs to, with a slash at its end; empty: unknown.
-std::string folder_of_code(const void* address);
-// `lib<name>.so`, as this system spells it.
-std::string library_file_name(const char* name);
-// Null and a reason where it cannot be opened. Never closed.
-void* open_shared_library(const std::string& path, std::string& reason);
-void* library_symbol(void* library, const char* name);
-
 // ── memory ──
 
 size_t page_bytes();
@@ -65,6 +55,8 @@ int64_t memory_limit();
 
 // ── libraries ──
 
+// `lib<name>.so`, as this system spells it.
+std::string library_file_name(const char* name);
 // The folder of the binary that holds `code`, with a separator at the end; empty where the system cannot say.
 std::string folder_of(const void* code);
 // Opens a library whose names are for find_symbol alone, and never closes it; null and the system's `reason` where it

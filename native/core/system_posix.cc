@@ -88,25 +88,6 @@ bool map_file_region(int descriptor, int64_t offset, size_t bytes, FileMapping& 
 void unmap_file_region(const FileMapping& mapping) { munmap(mapping.base, mapping.base_bytes); }
 void release_file_region(const FileMapping& mapping) { madvise(mapping.base, mapping.base_bytes, MADV_DONTNEED); }
 
-std::string folder_of_code(const void* address) {
-  Dl_info place;
-  if (dladdr(address, &place) == 0 || !place.dli_fname) return "";
-  const char* slash = strrchr(place.dli_fname, '/');
-  return slash ? std::string(place.dli_fname, size_t(slash - place.dli_fname) + 1) : "";
-}
-
-std::string library_file_name(const char* name) { return std::string("lib") + name + ".so"; }
-
-void* open_shared_library(const std::string& path, std::string& reason) {
-  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library) return library;
-  const char* text = dlerror();
-  reason = text ? text : path;
-  return nullptr;
-}
-
-void* library_symbol(void* library, const char* name) { return dlsym(library, name); }
-
 size_t page_bytes() {
   static const auto bytes = size_t(sysconf(_SC_PAGESIZE));
   return bytes;
@@ -139,6 +120,7 @@ bool discard_pages(unsigned char* base, size_t bytes) {
 #endif
 }
 
+std::string library_file_name(const char* name) { return std::string("lib") + name + ".so"; }
 std::string folder_of(const void* code) {
   Dl_info place;
   if (dladdr(code, &place) == 0 || !place.dli_fname) return "";

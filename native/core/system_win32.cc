@@ -159,32 +159,6 @@ void unmap_file_region(const FileMapping& mapping) { UnmapViewOfFile(mapping.bas
 // Of pages that are not locked, this takes them out of the working set.
 void release_file_region(const FileMapping& mapping) { VirtualUnlock(mapping.base, mapping.base_bytes); }
 
-std::string folder_of_code(const void* address) {
-  HMODULE library = nullptr;
-  const DWORD how = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;
-  if (!GetModuleHandleExW(how, static_cast<LPCWSTR>(address), &library)) return "";
-  wchar_t wide_path[32768];
-  const DWORD units = GetModuleFileNameW(library, wide_path, 32768);
-  const int bytes = WideCharToMultiByte(CP_UTF8, 0, wide_path, int(units), nullptr, 0, nullptr, nullptr);
-  if (bytes <= 0) return "";
-  std::string path(size_t(bytes), '\0');
-  WideCharToMultiByte(CP_UTF8, 0, wide_path, int(units), path.data(), bytes, nullptr, nullptr);
-  const size_t slash = path.find_last_of("\\/");
-  return slash == std::string::npos ? "" : path.substr(0, slash + 1);
-}
-
-std::string library_file_name(const char* name) { return std::string(name) + ".dll"; }
-
-void* open_shared_library(const std::string& path, std::string& reason) {
-  HMODULE library = LoadLibraryW(wide(path.c_str()).c_str());
-  if (!library) reason = path + ": Windows error " + std::to_string(GetLastError());
-  return reinterpret_cast<void*>(library);
-}
-
-void* library_symbol(void* library, const char* name) {
-  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
-}
-
 size_t page_bytes() {
   SYSTEM_INFO system;
   GetSystemInfo(&system);
@@ -202,6 +176,7 @@ bool unmaps_parts() { return false; }
 // crash.
 bool discard_pages(unsigned char*, size_t) { return false; }
 
+std::string library_file_name(const char* name) { return std::string(name) + ".dll"; }
 std::string folder_of(const void* code) {
   HMODULE module = nullptr;
   const DWORD flags = GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS | GET_MODULE_HANDLE_EX_FLAG_UNCHANGED_REFCOUNT;

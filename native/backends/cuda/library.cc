@@ -12,9 +12,9 @@ constexpr int kDriverVersion = 13000;
 constexpr int kInsufficientDriver = 35;  // cudaErrorInsufficientDriver
 constexpr int kNoDevice = 100;           // cudaErrorNoDevice
 
-Status open_library(const std::string& path, const LapidaryCudaApi*& out) {
+Status open_api(const std::string& path, const LapidaryCudaApi*& out) {
   std::string reason;
-  void* library = open_shared_library(path, reason);
+  void* library = open_library(path, reason);
   if (!library) {
     return error(
         Code::kDeviceUnavailable,
@@ -22,7 +22,7 @@ Status open_library(const std::string& path, const LapidaryCudaApi*& out) {
         "npx lapidary build, with nvcc 13.0 or newer",
         reason.c_str());
   }
-  const auto entry = reinterpret_cast<LapidaryCudaEntry>(library_symbol(library, "lapidary_cuda_api"));
+  const auto entry = reinterpret_cast<LapidaryCudaEntry>(find_symbol(library, "lapidary_cuda_api"));
   const LapidaryCudaApi* api = entry ? entry() : nullptr;
   if (!api || api->version != kLapidaryCudaVersion || api->call_bytes != sizeof(Call)) {
     return error(Code::kDeviceUnavailable, "cuda: %s is of another version of this package", path.c_str());
@@ -38,9 +38,9 @@ Status open_cuda_library(bool emulated, const LapidaryCudaApi*& out) {
   static const LapidaryCudaApi* opened[2] = {};
   std::lock_guard lock(mutex);
   if (!opened[emulated]) {
-    const std::string folder = folder_of_code(reinterpret_cast<const void*>(&open_cuda_library));
+    const std::string folder = folder_of(reinterpret_cast<const void*>(&open_cuda_library));
     const std::string name = library_file_name(emulated ? "lapidary_cuda_emulated" : "lapidary_cuda");
-    LAPIDARY_RETURN_IF_ERROR(open_library(folder + name, opened[emulated]));
+    LAPIDARY_RETURN_IF_ERROR(open_api(folder + name, opened[emulated]));
   }
   out = opened[emulated];
   return {};
