@@ -223,6 +223,19 @@ describe.skipIf(!cuda.family)(`the CUDA device (${cuda.missing ?? cuda.family})`
       expect(await runChild('cuda-in-flight.mjs', [how, cuda.family!])).toMatchObject(expected)
     })
 
+    test.skipIf(cuda.family === 'sm80').each(['eager', 'replay'])(
+      'a launch that fails, %s: the sticky error, and the process lives on',
+      async (how) => {
+        const result = await runChild('cuda-fault.mjs', [how, cuda.family!], {
+          env: { LAPIDARY_CUDA_EMULATION_FAULT: '3' },
+        })
+        expect(result).toMatchObject({ code: 0, signal: null, stderr: '' })
+        const { outcome, value } = JSON.parse(result.stdout)
+        expect(outcome).toMatch(/^ERR_INTERNAL add: CUDA error 719: a fault that a test asked for/)
+        expect(value).toBeCloseTo(1.672755, 5) // gelu(gelu(1)) + 1
+      },
+    )
+
     test('a worker that is terminated; the main thread works on', async () => {
       for (let round = 0; round < 4; round++) {
         const worker = new Worker(childPath('cuda-in-flight.mjs'), { argv: ['endless', cuda.family!] })

@@ -43,14 +43,14 @@ export function childPath(name: string): string {
 export function runChild(
   script: string,
   args: readonly string[] = [],
-  { nodeArgs = [] as readonly string[], timeout = 30_000 } = {},
+  { nodeArgs = [] as readonly string[], timeout = 30_000, env = {} as Readonly<Record<string, string>> } = {},
 ): Promise<ChildResult> {
   const start = performance.now()
   return new Promise((resolve) => {
     const child = execFile(
       process.execPath,
       [...nodeArgs, childPath(script), ...args],
-      { timeout, killSignal: 'SIGKILL' },
+      { timeout, killSignal: 'SIGKILL', env: { ...process.env, ...env } },
       (_error, stdout, stderr) => {
         resolve({
           code: child.exitCode,

@@ -39,6 +39,15 @@ uint64_t next_seed() {
   return seed.fetch_add(1, std::memory_order_relaxed);
 }
 
+// LAPIDARY_CUDA_EMULATION_FAULT=<n>: the process's launch n fails as one that read a wild address would, so that tests see
+// what becomes of a device error.
+bool is_faulty() {
+  static const char* const text = getenv("LAPIDARY_CUDA_EMULATION_FAULT");
+  static const uint64_t faulty = text ? strtoull(text, nullptr, 10) : 0;
+  static std::atomic<uint64_t> launched{0};
+  return text && launched.fetch_add(1, std::memory_order_relaxed) + 1 == faulty;
+}
+
 }  // namespace
 
 struct EmulatedGraph {
@@ -55,7 +64,7 @@ namespace {
 cudaError_t execute(cudaStream_t stream, LaunchOptions options, Body body, const void* params) {
   if (stream->status != cudaSuccess) return stream->status;
   options.seed = next_seed();
-  std::string error = lapidary::emulation::run(options, body, params);
+  std::string error = is_faulty() ? "a fault that a test asked for" : lapidary::emulation::run(options, body, params);
   if (error.empty()) return cudaSuccess;
   failure = std::move(error);
   return stream->status = cudaErrorLaunchFailure;
