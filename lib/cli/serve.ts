@@ -114,24 +114,26 @@ function corsOption(origins: readonly string[]): CorsOption {
 
 async function listen(server: LapidaryServer, options: ServeCommandOptions, logger?: LineLogger): Promise<Listening> {
   const { host, port, closeDeadline } = options
-  const deadline = closeDeadline * 1000
   const modules = await importFastify()
   if (!modules) return await listenPlainly(server, options, logger)
   const app = modules.fastify({
-    // Idle connections are closed with the app; those in use when their answer is out.
-    forceCloseConnections: 'idle',
     // The server reads bodies itself, with its own limit.
     bodyLimit: Number.MAX_SAFE_INTEGER,
     routerOptions: { ignoreTrailingSlash: true },
   })
-  app.addHook('preClose', async () => server.close(deadline))
   app.addHook('onResponse', (request, reply, done) => {
     logger?.request(request.method, request.url, reply.statusCode, reply.elapsedTime)
     done()
   })
   await app.register(modules.plugin, { server })
   await app.listen({ host, port })
-  return { port: (app.server.address() as AddressInfo).port, close: () => app.close() }
+  return {
+    port: (app.server.address() as AddressInfo).port,
+    close: async () => {
+      await closeServer(app.server, server, closeDeadline)
+      await app.close()
+    },
+  }
 }
 
 async function importFastify(): Promise<
@@ -169,20 +171,23 @@ async function listenPlainly(
   })
   return {
     port: (http.address() as AddressInfo).port,
-    close: async () => {
-      const closed = closeServer(http)
-      await server.close(options.closeDeadline * 1000)
-      http.closeAllConnections()
-      await closed
-    },
+    close: () => closeServer(http, server, options.closeDeadline),
   }
 }
 
-async function closeServer(http: Server): Promise<void> {
-  await new Promise<void>((resolve) => {
-    http.close(() => resolve())
-    http.closeIdleConnections()
-  })
+/** Longer than this the last bytes of an answer do not take to leave, unless nobody reads them. */
+const flushTime = 1000
+
+/** Accepts no more connections, lets what runs finish until the deadline (in seconds), and ends those connections that remain. */
+async function closeServer(http: Server, server: LapidaryServer, deadline: number): Promise<void> {
+  const closed = new Promise<void>((resolve) => http.close(() => resolve()))
+  http.closeIdleConnections()
+  await server.close(deadline * 1000)
+  http.closeIdleConnections()
+  // A connection on which nothing was ever asked is not idle to Node.
+  const timer = setTimeout(() => http.closeAllConnections(), flushTime)
+  await closed
+  clearTimeout(timer)
 }
 
 /** One line per request on standard error; never what a request says. */
