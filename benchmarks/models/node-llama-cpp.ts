@@ -1,25 +1,6 @@
-/** The peer's process: node-llama-cpp with its prebuilt CPU binary, as its users call it. */
+/** The peer's process. */
+import { loadLlama, type Sequence } from '../peers/llama.ts'
 import { serve } from './contestant.ts'
-
-// The package is installed beside the benchmarks' sources, not where they are compiled to.
-const entry = new URL(
-  '../../../benchmarks/peers/node-llama-cpp/node_modules/node-llama-cpp/dist/index.js',
-  import.meta.url,
-)
-
-/** The part of the package that is used here. */
-interface Sequence {
-  evaluateWithoutGeneratingNewTokens(ids: number[]): Promise<void>
-  evaluate(ids: number[], options: Record<string, unknown>): AsyncIterable<number>
-  clearHistory(): Promise<void>
-  readonly contextTokens: number[]
-}
-interface Model {
-  createContext(options: Record<string, unknown>): Promise<{ getSequence(): Sequence }>
-}
-interface Package {
-  getLlama(options: Record<string, unknown>): Promise<{ loadModel(options: Record<string, unknown>): Promise<Model> }>
-}
 
 const sequences: Sequence[] = []
 /** The tokens that a sequence's cache holds. */
@@ -41,23 +22,8 @@ async function generate(sequence: Sequence, last: number, count: number): Promis
 serve({
   async load({ path, threads, contextLength, options: { sequences: wanted = 1 } }) {
     const start = performance.now()
-    const { getLlama } = (await import(entry.href)) as Package
-    const llama = await getLlama({
-      gpu: false,
-      build: 'never',
-      progressLogs: false,
-      maxThreads: threads,
-      logLevel: 'error',
-    })
-    const model = await llama.loadModel({ modelPath: path })
-    const count = Number(wanted)
-    const context = await model.createContext({
-      contextSize: contextLength,
-      batchSize: 512,
-      sequences: count,
-      threads: { ideal: threads, min: threads },
-    })
-    for (let i = 0; i < count; i++) sequences.push(context.getSequence())
+    const loaded = await loadLlama({ path, threads, contextLength, sequences: Number(wanted) })
+    sequences.push(...loaded.sequences)
     const prompt = Array.from({ length: 16 }, (_, i) => 1000 + i)
     for await (const _ of only().evaluate(prompt, { temperature: 0, yieldEogToken: true })) break
     return { firstTokenMs: performance.now() - start }

@@ -71,15 +71,11 @@ export function request(url: string, body: unknown, options: RequestOptions = {}
       }),
       ...options.headers,
     }
-    const sent = http.request(
-      url,
-      { method, headers, ...(agent && { agent }), ...(signal && { signal }) },
-      (answer) => {
-        response = answer
-        reader.begin(/^text\/event-stream\b/.test(answer.headers['content-type'] ?? ''))
-        void readAll(answer)
-      },
-    )
+    const sent = http.request(url, { method, headers, ...(agent && { agent }) }, (answer) => {
+      response = answer
+      reader.begin(/^text\/event-stream\b/.test(answer.headers['content-type'] ?? ''))
+      void readAll(answer)
+    })
     const readAll = async (answer: http.IncomingMessage): Promise<void> => {
       try {
         for await (const piece of answer) {
@@ -91,6 +87,10 @@ export function request(url: string, body: unknown, options: RequestOptions = {}
         settle(error as Error)
       }
     }
+    // Without an error of its own: a socket that is between two requests has nobody to tell.
+    const leave = (): void => void sent.destroy()
+    if (signal?.aborted) leave()
+    signal?.addEventListener('abort', leave, { once: true })
     sent.on('error', (error) => {
       // After the answer has begun the reader is told of it.
       if (!response) settle(error)

@@ -5,55 +5,22 @@
  *     node build/benchmarks/serve/node-llama-cpp.js model.gguf threads sequences contextLength
  */
 import http from 'node:http'
-
-const entry = new URL(
-  '../../../benchmarks/peers/node-llama-cpp/node_modules/node-llama-cpp/dist/index.js',
-  import.meta.url,
-)
-
-/** The part of the package that is used here. */
-interface Sequence {
-  evaluate(ids: number[], options: Record<string, unknown>): AsyncIterable<number>
-  clearHistory(): Promise<void>
-}
-interface Model {
-  readonly vocabularyType: unknown
-  detokenize(ids: readonly number[], special?: boolean): string
-  createContext(options: Record<string, unknown>): Promise<{ getSequence(): Sequence }>
-}
-interface Package {
-  getLlama(options: Record<string, unknown>): Promise<{ loadModel(options: Record<string, unknown>): Promise<Model> }>
-}
+import { loadLlama, type Sequence } from '../peers/llama.ts'
 
 interface Body {
   readonly prompt: readonly (readonly number[])[]
   readonly max_tokens: number
 }
 
-const [modelPath, threads, sequences, contextLength] = [process.argv[2], ...process.argv.slice(3).map(Number)] as [
+const [path, threads, sequences, contextLength] = [process.argv[2], ...process.argv.slice(3).map(Number)] as [
   string,
   number,
   number,
   number,
 ]
-const { getLlama } = (await import(entry.href)) as Package
-const llama = await getLlama({
-  gpu: false,
-  build: 'never',
-  progressLogs: false,
-  maxThreads: threads,
-  logLevel: 'error',
-})
-const model = await llama.loadModel({ modelPath })
-const context = await model.createContext({
-  contextSize: contextLength,
-  batchSize: 512,
-  sequences,
-  threads: { ideal: threads, min: threads },
-})
+const { model, sequences: free } = await loadLlama({ path, threads, contextLength, sequences })
 
 // A request waits for a sequence that nobody uses.
-const free = Array.from({ length: sequences }, () => context.getSequence())
 const waiting: ((sequence: Sequence) => void)[] = []
 const take = (): Promise<Sequence> => {
   const sequence = free.pop()

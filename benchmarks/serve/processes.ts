@@ -22,6 +22,8 @@ const readyWithinMs = 600_000
  */
 export async function startServer(name: string, args: readonly string[], probe: string): Promise<ServerProcess> {
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'] })
+  // It does not outlive whoever started it, however that ends.
+  process.once('exit', () => child.kill('SIGKILL'))
   try {
     const url = await printedAddress(name, child)
     for (const start = performance.now(); ; ) {

@@ -229,16 +229,20 @@ export class LapidaryEmbeddingModelV4 extends EmbeddingModel {
 export interface LapidaryProvider<Language, Embedding> {
   /** @throws ERR_INVALID_ARGUMENT if there is none of that name. */
   (modelId: string): Language
+  /** The model of this name. */
   languageModel(modelId: string): Language
+  /** The encoder of this name. */
   embeddingModel(modelId: string): Embedding
   /** Always throws: these models make no images. */
   imageModel(modelId: string): never
 }
 
+/** A provider of specification V3: AI SDK 6. */
 export type LapidaryProviderV3 = LapidaryProvider<LapidaryLanguageModel, LapidaryEmbeddingModel> & {
   readonly specificationVersion: 'v3'
 }
 
+/** A provider of specification V4: AI SDK 7. */
 export type LapidaryProviderV4 = LapidaryProvider<LapidaryLanguageModelV4, LapidaryEmbeddingModelV4> & {
   readonly specificationVersion: 'v4'
 }

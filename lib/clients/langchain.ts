@@ -105,6 +105,7 @@ export class ChatLapidary extends BaseChatModel<ChatLapidaryCallOptions, AIMessa
     this.stop = params.stop ?? []
   }
 
+  /** The type that traces show. */
   override _llmType(): string {
     return 'lapidary'
   }
@@ -119,6 +120,7 @@ export class ChatLapidary extends BaseChatModel<ChatLapidaryCallOptions, AIMessa
     return this.invocationParams()
   }
 
+  /** What LangSmith is told of the model. */
   override getLsParams(options: this['ParsedCallOptions']): LangSmithParams {
     const { temperature, maxTokens } = { ...this.settings, ...pickSettings(options) }
     return {
@@ -295,6 +297,7 @@ function parsedCalls(
   return { tool_calls, invalid_tool_calls }
 }
 
+/** What {@link LapidaryEmbeddings} is made with. */
 export interface LapidaryEmbeddingsParams extends EmbeddingsParams {
   /** EmbeddingGemma; it stays the caller's to dispose. */
   readonly gemma: Gemma

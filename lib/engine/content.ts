@@ -31,6 +31,7 @@ export type VideoPart = { readonly type: 'video' } & (
     } & VideoOptions)
 )
 
+/** A part of a message: text, an image or a video. */
 export type ContentPart = TextPart | ImagePart | VideoPart
 
 /** An image to be shown, in the order of the text around it. */

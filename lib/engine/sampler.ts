@@ -9,7 +9,7 @@ import type { Architecture } from '../models/gemma/config.ts'
 
 /** How the next token is chosen. */
 export interface SamplingOptions {
-  /** Divides the logits; 0 takes the most probable token. Default: the model's, {@link GemmaInfo} shows it. */
+  /** Divides the logits; 0 takes the most probable token. Default: the model's, `gemma.info()` shows it. */
   readonly temperature?: number | undefined
   /** Only the topK most probable tokens; 0: all. Default: the model's. */
   readonly topK?: number | undefined

@@ -5,6 +5,11 @@
 import { pathOf } from './node.ts'
 import { LapidaryServer, type ServerOptions } from './server.ts'
 
+export type { ServedModel } from './call.ts'
+export type { CorsOption } from './cors.ts'
+export type { ApiRequest, ApiResponse } from './http.ts'
+export type { Ending } from './lifetime.ts'
+export type { Metrics } from './metrics.ts'
 export { LapidaryServer, type ModelEntry, type ServerLogger, type ServerOptions } from './server.ts'
 
 /** A handler, and the server behind it. */

@@ -9,7 +9,7 @@ export interface ApiRequest {
   readonly method: string
   /** Without query, and without the prefix under which the server is mounted. */
   readonly path: string
-  /** @param name in lower case */
+  /** The value of a header, where the request has it. @param name in lower case */
   readonly header: (name: string) => string | undefined
   /** Read at most once, and not at all if the request is refused before. */
   readonly body: AsyncIterable<Uint8Array> | undefined

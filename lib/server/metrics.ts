@@ -128,6 +128,7 @@ export class Metrics {
     if (tokens > 1) this.#perToken.observe(timings.decodeMs / (tokens - 1) / 1000)
   }
 
+  /** Counts a request that was refused or failed. */
   observeFailure(): void {
     this.#failed.inc()
   }

@@ -29,7 +29,9 @@ export interface ModelEntry extends GemmaOptions {
 
 /** Where lines about failures go; what Fastify's and pino's loggers are. */
 export interface ServerLogger {
+  /** What a running server is worth knowing for. */
   info(details: object, message: string): void
+  /** What went wrong. */
   error(details: object, message: string): void
 }
 
@@ -144,6 +146,7 @@ export class LapidaryServer implements AsyncDisposable {
     await this.#closed
   }
 
+  /** As `close`: waits for what runs, and disposes of what this server loaded. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close()
   }

@@ -12,6 +12,7 @@ import { describeValue, LapidaryError } from '../errors.ts'
 /** Resolves a name to addresses. */
 export type Resolve = (hostname: string) => Promise<readonly LookupAddress[]>
 
+/** What {@link RemoteImages} may fetch. */
 export interface RemoteImageOptions {
   /** Hosts that may be asked, as in a URL (`images.example.com`, `*.example.com` for those below it). Default: every public one. */
   readonly allowedHosts?: readonly string[] | undefined

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { describeValue, LapidaryError } from '../errors.ts'
 import type { RawImage } from './image-source.ts'
 
+/** Which frames {@link extractFrames} takes. */
 export interface VideoOptions {
   /** Frames per second. Default 1. */
   readonly fps?: number | undefined

@@ -39,6 +39,7 @@ const options = {
   disableSources: true, // line numbers change with every commit
   excludePrivate: true,
   excludeInternal: true,
+  excludeExternals: true, // members that a class inherits from another package
   // What a public name mentions and nobody can import: a page would promise that it can be.
   'validation.notExported': true,
   'validation.invalidLink': true,
@@ -51,7 +52,7 @@ const args = Object.entries(options).flatMap(([name, value]) => [`--${name}`, St
 for (const kind of ['Class', 'Enum', 'Function', 'Interface', 'TypeAlias', 'Variable'])
   args.push('--requiredToBeDocumented', kind)
 // Their members are shown where they are inherited or listed.
-for (const name of ['NativeIsa', 'kvDtypes']) args.push('--intentionallyNotExported', name)
+for (const name of ['NativeIsa', 'kvDtypes', 'GenerateResult', 'StreamResult', 'CallOptions']) args.push('--intentionallyNotExported', name)
 if (checkOnly) args.push('--emit', 'none')
 run(process.execPath, [path.join(here, 'node_modules/typedoc/bin/typedoc'), ...args, ...entryPoints], packageRoot)
 if (!checkOnly) console.log('docs/api is the reference')

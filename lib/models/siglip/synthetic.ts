@@ -19,6 +19,7 @@ export const so400m = {
 
 export const syntheticVisionTypes = ['bf16', 'f16', 'q8_0'] as const
 
+/** Which vision tower {@link writeSyntheticVision} writes. */
 export interface SyntheticVisionOptions {
   /** Of the text model: 2560 for Gemma 3 4B. */
   readonly hiddenSize: number
