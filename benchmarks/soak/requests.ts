@@ -130,6 +130,6 @@ export function badRequests(): Bad[] {
     { name: 'stops that are none', path: text, body: { prompt: 'Hello', stop: [''] }, status: 400 },
     { name: 'nowhere', path: '/v1/nothing', body: {}, status: 404 },
     { name: 'embeddings of a model that writes', path: '/v1/embeddings', body: { input: 'Hello' }, status: 400 },
-    { name: '17 MiB', path: chat, body: ' '.repeat(17 * 2 ** 20), status: 413 },
+    { name: '33 MiB', path: chat, body: ' '.repeat(33 * 2 ** 20), status: 413 },
   ]
 }

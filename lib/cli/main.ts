@@ -118,7 +118,13 @@ const serve = program
   .option('--max-queue <count>', 'requests that may wait; one more is 429 (default: 1,024)', count)
   .option('--cache-tokens <count>', 'tokens of the KV cache (default: context length × sequences)', count)
   .option('--no-prefix-cache', 'keep nothing for later requests that begin alike')
-  .option('--body-limit <bytes>', 'the most bytes of a request (default: 16 MiB)', count)
+  .option('--body-limit <bytes>', 'the most bytes of a request, with its images (default: 32 MiB)', count)
+  .option('--remote-images', 'fetch images that requests name by https URL; without it they come as data URLs')
+  .option(
+    '--remote-image-host <host>',
+    'fetch them from this host only, or with *. in front from those below it; repeatable',
+    each(String),
+  )
   .option('--request-timeout <seconds>', 'the longest an answer may take; 0: any (default: 600)', numberWithin(0, 1e6))
   .option('--close-deadline <seconds>', 'how long requests may finish at the end', numberWithin(0, 1e6), 30)
   .option('--metrics-prefix <text>', 'what names of metrics begin with (default: lapidary:)')

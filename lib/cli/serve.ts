@@ -22,6 +22,8 @@ export interface ServeCommandOptions extends ModelOptions {
   cacheTokens?: number
   prefixCache?: boolean
   bodyLimit?: number
+  remoteImages?: boolean
+  remoteImageHost?: string[]
   requestTimeout?: number
   closeDeadline: number
   anyModelName?: boolean
@@ -85,7 +87,7 @@ function stopSignal(): Promise<'stopped'> {
 }
 
 function serverOptions(options: ServeCommandOptions, logger: ServerLogger | undefined): ServerOptions {
-  const { embeddingModel, apiKey = [], cors, bodyLimit, requestTimeout } = options
+  const { embeddingModel, apiKey = [], cors, bodyLimit, requestTimeout, remoteImages, remoteImageHost } = options
   const fromEnvironment = process.env.LAPIDARY_API_KEY?.split(',').filter((key) => key !== '') ?? []
   const keys = [...apiKey, ...fromEnvironment]
   const engine = given(pick(options, [...modelOptionNames, 'maxSequences', 'maxQueue', 'cacheTokens', 'prefixCache']))
@@ -96,6 +98,7 @@ function serverOptions(options: ServeCommandOptions, logger: ServerLogger | unde
     apiKeys: keys,
     ...(cors && { cors: corsOption(cors) }),
     bodyLimit,
+    remoteImages: remoteImageHost ? { allowedHosts: remoteImageHost } : remoteImages,
     requestTimeout: requestTimeout === undefined ? undefined : requestTimeout * 1000,
     anyModelName: options.anyModelName,
     metricsPrefix: options.metricsPrefix,

@@ -69,10 +69,10 @@ export function messagesOf(prompt: readonly PromptMessage[]): Message[] {
     const { role, content } = message
     if (role === 'tool') return toolResults(parts(content, where), where)
     const text = typeof content === 'string' ? content : textOf(parts(content, where), where)
-    if (role === 'system' || role === 'user') return [{ role, text }]
+    if (role === 'system' || role === 'user') return [{ role, content: text }]
     if (role !== 'assistant') return refuse(`${where}.role: expected system, user, assistant or tool, got ${role}`)
     const calls = typeof content === 'string' ? [] : callsOf(content)
-    return [{ role, text, ...(calls.length > 0 && { calls }) }]
+    return [{ role, content: text, ...(calls.length > 0 && { calls }) }]
   })
 }
 
@@ -108,7 +108,7 @@ function toolResults(content: readonly Part[], where: string): Message[] {
       if (part.type !== 'tool-result') {
         return refuse(`${where}.content[${index}]: expected a tool result, got a part of type ${part.type}`)
       }
-      return { role: 'tool', callId: String(part.toolCallId), text: outputText(part.output) }
+      return { role: 'tool', callId: String(part.toolCallId), content: outputText(part.output) }
     })
 }
 

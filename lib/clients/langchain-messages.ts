@@ -23,13 +23,13 @@ export function messagesOf(messages: readonly BaseMessage[]): Message[] {
     switch (type) {
       case 'system':
       case 'developer':
-        return { role: 'system', text }
+        return { role: 'system', content: text }
       case 'human':
-        return { role: 'user', text }
+        return { role: 'user', content: text }
       case 'ai':
-        return { role: 'assistant', text, ...callsOf(message as AIMessage) }
+        return { role: 'assistant', content: text, ...callsOf(message as AIMessage) }
       case 'tool':
-        return { role: 'tool', text, callId: (message as ToolMessage).tool_call_id }
+        return { role: 'tool', content: text, callId: (message as ToolMessage).tool_call_id }
       default:
         return refuse(`${where}: expected a message of system, human, ai or tool, got one of ${type}`)
     }

@@ -14,6 +14,8 @@ export interface ImagePart {
   readonly image: ImageSource
   /** Crops beside the whole image, which cost as many tokens each. Default false, as the reference's. */
   readonly panAndScan?: boolean | PanAndScanOptions | undefined
+  /** How errors call it. Default: where it stands, as in `messages[0].content[1]`. */
+  readonly name?: string | undefined
 }
 
 /** A video as a part of a message: frames, each after its time, as mm:ss. */
@@ -93,7 +95,7 @@ export async function placeContent(
   for (const [at, part] of parts.entries()) {
     const where = `${what}[${at}]`
     if (part?.type === 'image') {
-      images.push({ source: part.image, panAndScan: checkPanAndScan(part.panAndScan), what: where })
+      images.push({ source: part.image, panAndScan: checkPanAndScan(part.panAndScan), what: part.name ?? where })
       content.push({ type: 'image' })
     } else if (part?.type === 'video') {
       const { frames, timestamps } = await framesOf(part, where, signal)

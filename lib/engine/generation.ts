@@ -87,6 +87,11 @@ interface Waiter {
 export class Generation implements AsyncIterable<Piece> {
   /** Everything together, at the end. Rejects if the request failed; a request that was aborted resolves with what it has. */
   readonly result: Promise<GenerationResult>
+  /**
+   * Resolves when the prompt is complete and queued: at once for text, when all images are read and encoded for others. Rejects as `result`
+   * does if it never comes to that; an abort resolves it. What is wrong with an image is known here, before there is a piece.
+   */
+  readonly ready: Promise<void>
   readonly #engine: Engine
   /** Undefined while images are made ready, and after the end: soft tokens of images need not last as long as their answer. */
   #sequence: Sequence | undefined
@@ -101,6 +106,7 @@ export class Generation implements AsyncIterable<Piece> {
   readonly #logprobs: TokenLogprobs[] = []
   #text = ''
   #settle: { resolve: (result: GenerationResult) => void; reject: (error: unknown) => void }
+  #settleReady: { resolve: () => void; reject: (error: unknown) => void }
   #ended = false
   #failure: { readonly error: unknown } | undefined
 
@@ -113,8 +119,13 @@ export class Generation implements AsyncIterable<Piece> {
     this.result = new Promise((resolve, reject) => {
       this.#settle = { resolve, reject }
     })
+    this.#settleReady = { resolve: () => {}, reject: () => {} }
+    this.ready = new Promise((resolve, reject) => {
+      this.#settleReady = { resolve, reject }
+    })
     // Whoever only iterates learns of a failure there.
     this.result.catch(() => {})
+    this.ready.catch(() => {})
     const { prompt, signal } = request
     if (typeof prompt === 'function') void this.#prepare(prompt)
     else this.#submit({ ids: prompt })
@@ -155,6 +166,7 @@ export class Generation implements AsyncIterable<Piece> {
       onFinish: (reason) => this.#finish(reason),
       onError: (error) => this.#fail(error),
     })
+    this.#settleReady.resolve()
   }
 
   /** The pieces, from the first one not yet taken. There is one sequence of pieces, however often this is called. */
@@ -199,6 +211,7 @@ export class Generation implements AsyncIterable<Piece> {
     const rest = stopped ? text : text + this.#stops.end()
     if (rest !== '') this.#emit({ text: rest, ids: [] })
     this.#end()
+    this.#settleReady.resolve()
     const end = performance.now()
     const submitted = sequence?.submittedAt ?? end
     const admitted = sequence?.admittedAt || end
@@ -227,6 +240,7 @@ export class Generation implements AsyncIterable<Piece> {
     const own = error instanceof LapidaryError ? new LapidaryError(error.code, error.message, { cause: error }) : error
     this.#failure = { error: own }
     this.#end()
+    this.#settleReady.reject(own)
     this.#settle.reject(own)
     for (const waiter of this.#waiters.splice(0)) waiter.reject(own)
   }

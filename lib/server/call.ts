@@ -3,7 +3,7 @@
  * @module
  */
 import { randomUUID } from 'node:crypto'
-import type { Gemma, Generation } from '../index.ts'
+import type { Gemma, Generation, RemoteImages } from '../index.ts'
 import type { Fields } from './fields.ts'
 import type { Lifetime } from './lifetime.ts'
 
@@ -19,6 +19,10 @@ export interface ServedModel {
 export interface Call {
   readonly body: Fields
   readonly lifetime: Lifetime
+  /** Fetches the images that requests name by URL. Undefined: they may name none. */
+  readonly remoteImages: RemoteImages | undefined
+  /** The most bytes of a request. */
+  readonly bodyLimit: number
   /** The model that the body names, or the only one of its kind. @throws ApiError 404, 400, 503 */
   readonly model: (kind: 'text' | 'embedding' | 'any') => ServedModel
   /** Counts a generation in metrics and traces. */

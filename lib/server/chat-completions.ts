@@ -8,13 +8,13 @@ import { apiErrorOf, invalid } from './api-error.ts'
 import { type Call, makeId, now, type ServedModel } from './call.ts'
 import type { AnswerEvent } from './call-parser.ts'
 import {
-  checkLength,
+  chatPrompt,
   choiceCount,
   maxTokens,
   merge,
   results,
   samplingOptions,
-  startGenerations,
+  startAnswers,
   usageOf,
 } from './generate.ts'
 import { grammarFor } from './grammar.ts'
@@ -68,8 +68,7 @@ async function start(call: Call): Promise<Chat> {
   const format = readFormat(body, 'response_format')
   const sampling = samplingOptions(body)
   const limit = maxTokens(body, 'max_completion_tokens', 'max_tokens')
-  const prompt = gemma.tokenizeChat(conversation(messages, tools, gemma))
-  checkLength(gemma, prompt, 'messages')
+  const prompt = chatPrompt(call, model, conversation(messages, tools, gemma), 'messages')
   const options: GenerateOptions = {
     ...sampling,
     maxTokens: limit,
@@ -83,7 +82,7 @@ async function start(call: Call): Promise<Chat> {
     n,
     logprobs,
     includeUsage: streamOptions?.boolean('include_usage') ?? false,
-    generations: startGenerations(call, gemma, [prompt], n, options),
+    generations: await startAnswers(call, model, prompt, n, options),
   }
 }
 

@@ -2,10 +2,12 @@
  * What the endpoints that generate text have in common: the fields of sampling, starting generations, their numbers.
  * @module
  */
-import type { FinishReason, Gemma, GenerateOptions, Generation, GenerationResult } from '../index.ts'
+import { setImmediate } from 'node:timers/promises'
+import type { ChatMessage, FinishReason, Gemma, GenerateOptions, Generation, GenerationResult } from '../index.ts'
 import { ApiError, invalid } from './api-error.ts'
-import type { Call } from './call.ts'
+import type { Call, ServedModel } from './call.ts'
 import { type Fields, isTokenIds } from './fields.ts'
+import { checkImages, imageErrorOf, imagesOf, loadImages, type Turns } from './images.ts'
 
 const maxStops = 16
 /** Choices of one request, all prompts together. */
@@ -102,13 +104,10 @@ export function startGenerations(
   options: GenerateOptions,
 ): Generation[] {
   const generations: Generation[] = []
-  const { seed } = options
   try {
     for (const prompt of prompts) {
       for (let choice = 0; choice < n; choice++) {
-        // Equal seeds would give equal choices.
-        const own = seed === undefined ? {} : { seed: (seed + choice) >>> 0 }
-        generations.push(gemma.stream(prompt, { ...options, ...own, signal: call.lifetime.signal }))
+        generations.push(gemma.stream(prompt, choiceOptions(call, options, choice)))
       }
     }
   } catch (error) {
@@ -117,6 +116,61 @@ export function startGenerations(
   }
   for (const generation of generations) call.observe(generation)
   return generations
+}
+
+/**
+ * A conversation, checked as far as it can be without reading its images: ids if it has none.
+ * @throws ApiError 400 as {@link checkLength} and {@link checkImages}.
+ */
+export function chatPrompt(call: Call, model: ServedModel, turns: Turns, param: string): Int32Array | Turns {
+  const images = imagesOf(turns)
+  if (images.length > 0) {
+    checkImages(call, model, images)
+    return turns
+  }
+  const prompt = model.gemma.tokenizeChat(turns as readonly ChatMessage[])
+  checkLength(model.gemma, prompt, param)
+  return prompt
+}
+
+/**
+ * Starts the choices of an answer to a conversation; all of them or none. With images it waits until they are encoded: what is wrong with
+ * one is an answer of its own, not an event in a stream that has begun.
+ * @throws (rejects) ApiError 400 that names the image.
+ */
+export async function startAnswers(
+  call: Call,
+  { gemma }: ServedModel,
+  prompt: Int32Array | Turns,
+  n: number,
+  options: GenerateOptions,
+): Promise<Generation[]> {
+  if (prompt instanceof Int32Array) return startGenerations(call, gemma, [prompt], n, options)
+  const messages = await loadImages(call, prompt)
+  const generations: Generation[] = []
+  try {
+    for (let choice = 0; choice < n; choice++) {
+      // The first has the images decoded and encoded; those after it find them, by a hash of all bytes: not of many choices in one go.
+      if (choice > 0) await setImmediate()
+      call.lifetime.check()
+      const generation = gemma.chat(messages, choiceOptions(call, options, choice))
+      generations.push(generation)
+      await generation.ready
+    }
+    call.lifetime.check()
+  } catch (error) {
+    for (const generation of generations) generation.cancel()
+    throw imageErrorOf(error, imagesOf(prompt), gemma.info().contextLength)
+  }
+  for (const generation of generations) call.observe(generation)
+  return generations
+}
+
+function choiceOptions({ lifetime }: Call, options: GenerateOptions, choice: number): GenerateOptions {
+  const { seed } = options
+  // Equal seeds would give equal choices.
+  const own = seed === undefined ? {} : { seed: (seed + choice) >>> 0 }
+  return { ...options, ...own, signal: lifetime.signal }
 }
 
 /** All results. @throws ApiError if the request ended early; what failed the first of them. */

@@ -1,5 +1,5 @@
 /**
- * POST /v1/responses: OpenAI's newer protocol, for text and functions. Nothing is stored.
+ * POST /v1/responses: OpenAI's newer protocol, for text, images and functions. Nothing is stored.
  * @module
  */
 import type { GenerateOptions, Generation, GenerationResult } from '../index.ts'
@@ -7,10 +7,11 @@ import { type Answer, AnswerReader, answerOf, readFormat } from './answer.ts'
 import { apiErrorOf, invalid } from './api-error.ts'
 import { type Call, makeId, now, type ServedModel } from './call.ts'
 import { Fields } from './fields.ts'
-import { checkLength, maxTokens, results, samplingOptions, startGenerations } from './generate.ts'
+import { chatPrompt, maxTokens, results, samplingOptions, startAnswers } from './generate.ts'
 import { grammarFor } from './grammar.ts'
 import { type ApiResponse, eventResponse, jsonResponse, serverSentEvent } from './http.ts'
-import { conversation, type Message, readContent } from './messages.ts'
+import type { RequestImage } from './images.ts'
+import { conversation, type Message, readContent, readParts } from './messages.ts'
 import { readTools, type ToolUse } from './tools.ts'
 
 interface Started {
@@ -43,11 +44,10 @@ async function start(call: Call): Promise<Started> {
   if (body.boolean('background')) throw invalid('background', 'expected false', 'unsupported')
   const instructions = body.string('instructions')
   const messages = readInput(body)
-  if (instructions !== undefined) messages.unshift({ role: 'system', text: instructions })
+  if (instructions !== undefined) messages.unshift({ role: 'system', content: instructions })
   const tools = readTools(body)
   const format = readFormat(body.object('text'), 'format')
-  const prompt = gemma.tokenizeChat(conversation(messages, tools, gemma))
-  checkLength(gemma, prompt, 'input')
+  const prompt = chatPrompt(call, model, conversation(messages, tools, gemma), 'input')
   const limit = maxTokens(body, 'max_output_tokens')
   const options: GenerateOptions = {
     ...samplingOptions(body),
@@ -55,7 +55,7 @@ async function start(call: Call): Promise<Started> {
     grammar: await grammarFor(gemma, format, tools),
   }
   call.lifetime.check()
-  const [generation] = startGenerations(call, gemma, [prompt], 1, options) as [Generation]
+  const [generation] = (await startAnswers(call, model, prompt, 1, options)) as [Generation]
   const settings = {
     instructions: instructions ?? null,
     max_output_tokens: limit ?? null,
@@ -75,31 +75,38 @@ async function start(call: Call): Promise<Started> {
 }
 
 /** Reads `input`: text, or items: messages, calls of functions and their results. */
-function readInput(body: Fields): Message[] {
+function readInput(body: Fields): Message<RequestImage>[] {
   const input = body.required('input', body.raw('input'))
-  if (typeof input === 'string') return [{ role: 'user', text: input }]
+  if (typeof input === 'string') return [{ role: 'user', content: input }]
   if (!Array.isArray(input) || input.length === 0) return body.fail('input', 'a string or an array of items')
-  return input.flatMap((value, index): Message[] => {
+  return input.flatMap((value, index): Message<RequestImage>[] => {
     const item = new Fields(value, `input[${index}]`)
     const type = item.string('type') ?? 'message'
     if (type === 'message') {
       const role = item.required('role', item.choice('role', ['system', 'developer', 'user', 'assistant'] as const))
-      return [{ role: role === 'developer' ? 'system' : role, text: readContent(item, false) }]
+      return [{ role: role === 'developer' ? 'system' : role, content: readContent(item, role, false) }]
     }
     if (type === 'function_call') {
       const name = item.required('name', item.string('name'))
       const given = item.string('arguments') ?? '{}'
-      return [{ role: 'assistant', text: '', calls: [{ id: item.string('call_id') ?? '', name, arguments: given }] }]
+      return [{ role: 'assistant', content: '', calls: [{ id: item.string('call_id') ?? '', name, arguments: given }] }]
     }
     if (type === 'function_call_output') {
       const output = item.required('output', item.raw('output'))
-      const text = typeof output === 'string' ? output : JSON.stringify(output)
-      return [{ role: 'tool', text, callId: item.string('call_id') ?? '' }]
+      return [{ role: 'tool', content: outputOfTool(item, output), callId: item.string('call_id') ?? '' }]
     }
     // What a model of another kind thought: nothing to Gemma.
     if (type === 'reasoning') return []
     throw invalid(`${item.path}type`, `expected a message, a function_call or a function_call_output`)
   })
+}
+
+/** What a function returned: text, parts of text and images, or anything else as JSON. */
+function outputOfTool(item: Fields, output: unknown): Message<RequestImage>['content'] {
+  if (typeof output === 'string') return output
+  const types: readonly unknown[] = ['input_text', 'input_image']
+  const isParts = Array.isArray(output) && output.length > 0 && output.every((part) => types.includes(part?.type))
+  return isParts ? readParts(output, `${item.path}output`, 'tool') : JSON.stringify(output)
 }
 
 function baseOf({ model, settings }: Started): Record<string, unknown> {

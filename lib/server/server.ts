@@ -3,7 +3,15 @@
  * @module
  */
 import { basename } from 'node:path'
-import { bundledModel, Gemma, type GemmaOptions, type Generation, LapidaryError } from '../index.ts'
+import {
+  bundledModel,
+  Gemma,
+  type GemmaOptions,
+  type Generation,
+  LapidaryError,
+  type RemoteImageOptions,
+  RemoteImages,
+} from '../index.ts'
 import { ApiError, apiErrorOf } from './api-error.ts'
 import { ApiKeys } from './api-keys.ts'
 import { type Call, now, type ServedModel } from './call.ts'
@@ -11,8 +19,9 @@ import { chatCompletions } from './chat-completions.ts'
 import { completions } from './completions.ts'
 import { type CorsOption, corsHeaders, preflight } from './cors.ts'
 import { embeddings } from './embeddings.ts'
-import { Fields } from './fields.ts'
+import { describe, Fields } from './fields.ts'
 import { type ApiRequest, type ApiResponse, errorResponse, jsonResponse, readJson } from './http.ts'
+import { withoutImageBytes } from './images.ts'
 import { Lifetime } from './lifetime.ts'
 import { Metrics } from './metrics.ts'
 import { responses } from './responses.ts'
@@ -47,8 +56,13 @@ export interface ServerOptions extends GemmaOptions {
   readonly anyModelName?: boolean | undefined
   /** Keys of which a request must bring one. Default: none, everybody is served. `/health`, `/ready` and `/metrics` need none. */
   readonly apiKeys?: readonly string[] | undefined
-  /** The most bytes of a request. Default 16 MiB. */
+  /** The most bytes of a request: images as data URLs are a third longer than their files. Default 32 MiB, five photos of 5 MB. */
   readonly bodyLimit?: number | undefined
+  /**
+   * Whether requests may name images by http(s) URL, which the server then fetches: which hosts, how much, how long. `true` means the limits of
+   * `RemoteImages`: `https:`, public addresses only, 16 MiB, 10 s, 3 redirects. Default false: images come as data URLs.
+   */
+  readonly remoteImages?: boolean | RemoteImageOptions | undefined
   /** Milliseconds that an answer may take, waiting included; 0: any. Default 600,000. */
   readonly requestTimeout?: number | undefined
   /** Pages of which origins may send requests. Default false: none. */
@@ -89,6 +103,8 @@ export class LapidaryServer implements AsyncDisposable {
   readonly metrics: Metrics
   readonly #options: ServerOptions
   readonly #keys: ApiKeys
+  readonly #bodyLimit: number
+  readonly #remoteImages: RemoteImages | undefined
   readonly #models: ServedModel[] = []
   /** Those to dispose. */
   readonly #owned: Gemma[] = []
@@ -100,9 +116,12 @@ export class LapidaryServer implements AsyncDisposable {
   #closing = false
   #closed: Promise<void> | undefined
 
+  /** @throws ERR_INVALID_ARGUMENT for options of remote images that are out of range. */
   constructor(options: ServerOptions = {}) {
     this.#options = options
     this.#keys = new ApiKeys(options.apiKeys ?? [])
+    this.#bodyLimit = options.bodyLimit ?? 2 ** 25
+    this.#remoteImages = remoteImagesOf(options.remoteImages)
     this.metrics = new Metrics(this.#models, options.metricsPrefix)
     this.loaded = this.#load()
     // Whoever does not wait for it learns of it by /ready.
@@ -269,7 +288,7 @@ export class LapidaryServer implements AsyncDisposable {
   /** Runs an endpoint, from its first byte to its last. */
   async #run(request: ApiRequest, handler: Handler): Promise<ApiResponse> {
     this.#checkServing()
-    const { bodyLimit = 2 ** 24, requestTimeout = 600_000, logPrompts = false, logger } = this.#options
+    const { requestTimeout = 600_000, logPrompts = false, logger } = this.#options
     const lifetime = new Lifetime(request.signal, requestTimeout)
     this.#active.add(lifetime)
     const span = startSpan(request)
@@ -282,8 +301,8 @@ export class LapidaryServer implements AsyncDisposable {
       if (this.#active.size === 0) for (const tell of this.#idle.splice(0)) tell()
     }
     try {
-      const json = await readJson(request, bodyLimit)
-      if (logPrompts) logger?.info({ path: request.path, body: json }, 'request')
+      const json = await readJson(request, this.#bodyLimit)
+      if (logPrompts) logger?.info({ path: request.path, body: withoutImageBytes(json) }, 'request')
       const body = new Fields(json)
       const response = await handler(this.#call(body, lifetime, span))
       if (typeof response.body === 'string') {
@@ -304,6 +323,8 @@ export class LapidaryServer implements AsyncDisposable {
     return {
       body,
       lifetime,
+      remoteImages: this.#remoteImages,
+      bodyLimit: this.#bodyLimit,
       model: (kind) => {
         const served = this.#modelOf(body, kind)
         span.model(served.id)
@@ -336,6 +357,14 @@ export class LapidaryServer implements AsyncDisposable {
         : 'embeds texts; it generates none'
     throw new ApiError(400, `model: ${model?.id} ${problem}`, { param: 'model', code: 'model_not_supported' })
   }
+}
+
+function remoteImagesOf(option: unknown): RemoteImages | undefined {
+  if (option === undefined || option === false) return undefined
+  if (option === true) return new RemoteImages()
+  if (typeof option === 'object' && option !== null) return new RemoteImages(option)
+  const problem = `server: remoteImages: expected true, false or options, got ${describe(option)}`
+  throw new LapidaryError('ERR_INVALID_ARGUMENT', problem)
 }
 
 function endingOf(lifetime: Lifetime): unknown {

@@ -393,6 +393,28 @@ describe('what goes wrong', () => {
     idle(gemma)
   })
 
+  test('a generation is ready when its prompt is queued, and fails by then', async () => {
+    const gemma = shared
+    const seen = gemma.chat([user(image(41))], settings)
+    expect(gemma.info().engine).toMatchObject({ running: 0, waiting: 0 })
+    await seen.ready
+    const { running, waiting } = gemma.info().engine
+    expect(running + waiting).toBe(1)
+    expect((await seen.result).ids.length).toBe(6)
+    const plain = gemma.chat([user(text('hello'))], settings)
+    await plain.ready
+    expect((await plain.result).ids.length).toBe(6)
+    const part = { type: 'image', image: Buffer.from('no image'), name: 'the cat' } as const
+    const broken = gemma.chat([user(part)], settings)
+    await rejectsCode(broken.ready, 'ERR_INVALID_ARGUMENT', /^the cat: image: expected JPEG/)
+    expect(await broken.ready.catch((error) => error)).toBe(await broken.result.catch((error) => error))
+    const left = gemma.chat([user(image(42))], settings)
+    left.cancel()
+    await left.ready
+    expect((await left.result).finishReason).toBe('abort')
+    idle(gemma)
+  })
+
   test('who waits for an image is not disturbed by others who gave up', async () => {
     const gemma = shared
     const abort = new AbortController()

@@ -45,8 +45,15 @@ const errors: ErrorCase[] = [
   },
   { name: 'no content', body: { messages: [{ role: 'user' }] }, status: 400, param: 'messages[0].content' },
   {
-    name: 'an image',
-    body: { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: 'x' } }] }] },
+    name: 'an image that is a path',
+    body: { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: '/etc/hostname' } }] }] },
+    status: 400,
+    param: 'messages[0].content[0].image_url.url',
+    code: 'invalid_image_url',
+  },
+  {
+    name: 'sound',
+    body: { messages: [{ role: 'user', content: [{ type: 'input_audio', input_audio: {} }] }] },
     status: 400,
     param: 'messages[0].content[0].type',
   },
