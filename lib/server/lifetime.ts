@@ -4,6 +4,7 @@
  */
 import { ApiError } from './api-error.ts'
 
+/** Why a request ended before its answer: its client left, its time was up, the server closes. */
 export type Ending = 'gone' | 'timeout' | 'closing'
 
 /** One signal for all that may end a request early, and why it did. */

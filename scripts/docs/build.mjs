@@ -52,7 +52,8 @@ const args = Object.entries(options).flatMap(([name, value]) => [`--${name}`, St
 for (const kind of ['Class', 'Enum', 'Function', 'Interface', 'TypeAlias', 'Variable'])
   args.push('--requiredToBeDocumented', kind)
 // Their members are shown where they are inherited or listed.
-for (const name of ['NativeIsa', 'kvDtypes', 'GenerateResult', 'StreamResult', 'CallOptions']) args.push('--intentionallyNotExported', name)
+for (const name of ['NativeIsa', 'kvDtypes', 'GenerateResult', 'StreamResult', 'CallOptions'])
+  args.push('--intentionallyNotExported', name)
 if (checkOnly) args.push('--emit', 'none')
 run(process.execPath, [path.join(here, 'node_modules/typedoc/bin/typedoc'), ...args, ...entryPoints], packageRoot)
 if (!checkOnly) console.log('docs/api is the reference')
