@@ -28,8 +28,12 @@ describe('a machine without what a GPU needs', () => {
     }
   })
 
-  test.each(['cuda:', 'cuda:x', 'cuda:-1', 'cuda:99999', 'CUDA', ''])('no kind of device: %j', async (kind) => {
-    await rejectsCode(Device.open(kind as 'cuda'), 'ERR_DEVICE_UNAVAILABLE')
+  test.each(['cuda:', 'cuda:x', 'cuda:-1', 'CUDA', ''])('no kind of device: %j', async (kind) => {
+    await rejectsCode(Device.open(kind as 'cuda'), 'ERR_INVALID_ARGUMENT', /cuda/)
+  })
+
+  test('a number beyond the GPUs there are', async () => {
+    await rejectsCode(Device.open('cuda:99999'), 'ERR_DEVICE_UNAVAILABLE')
   })
 
   test('an instruction set of processors is none of GPUs', async () => {
