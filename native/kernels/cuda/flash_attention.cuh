@@ -172,7 +172,8 @@ struct Decode {
     const bool withdrawn = withdraw_rows(t, begin, end);
     if (chunks == 1) return store_results(t, withdrawn);
     store_partials(t, chunk, withdrawn);
-    if (is_last(p.tickets + item / p.most_chunks, chunks, shared.flags + kLastFlag)) merge_chunks(p, block, chunks);
+    if (is_last<Tile::kDefect>(p.tickets + item / p.most_chunks, chunks, shared.flags + kLastFlag))
+      merge_chunks(p, block, chunks);
   }
 
   LAPIDARY_DEVICE static void run(const Params& params, unsigned char* memory) {

@@ -40,6 +40,8 @@ const char* const kSampleMessages[] = {
     "sample: settings: expected temperature and topK at least 0, topP and minP from 0 to 1, in row %lld of %lld",
 };
 
+const Code kSampleCodes[] = {Code::kInvalidArgument};
+
 void launch_sample(const Call& call, LaunchContext& context) {
   SampleArguments p = {};
   p.table = logit_table(call.in[SampleInput::logits]);
@@ -66,6 +68,8 @@ const char* const kAdjustMessages[] = {
     "adjust_logits: settings: expected a repetition penalty above 0 and finite others, in row %lld of %lld",
     "adjust_logits: rows: expected -1 ... %lld, got %lld",
 };
+
+const Code kAdjustCodes[] = {Code::kInvalidArgument, Code::kIndexOutOfRange};
 
 void launch_adjust_logits(const Call& call, LaunchContext& context) {
   const TensorView& logits = call.in[AdjustLogitsInput::logits];
@@ -134,8 +138,8 @@ void launch_log_probs(const Call& call, LaunchContext& context) {
 }  // namespace
 
 LAPIDARY_CUDA_KERNELS(sampling, {OpId::argmax, launch_argmax, maxima_bytes},
-                      {OpId::sample, launch_sample, all_tables_bytes, kSampleMessages},
-                      {OpId::adjust_logits, launch_adjust_logits, nullptr, kAdjustMessages},
+                      {OpId::sample, launch_sample, all_tables_bytes, kSampleMessages, kSampleCodes},
+                      {OpId::adjust_logits, launch_adjust_logits, nullptr, kAdjustMessages, kAdjustCodes},
                       {OpId::count_tokens, launch_count_tokens, nullptr, kCountMessages},
                       {OpId::log_probs, launch_log_probs, maxima_and_counts_bytes, kLogProbsMessages})
 }  // namespace lapidary::cuda

@@ -94,7 +94,7 @@ struct FmaTile {
     const int low = load_shared(shared.low + row), high = load_shared(shared.high + row);
     for (int n = 0; n < kKeysPerLane; ++n) {
       const int key = tile.first + part + 8 * n;
-      if (p.capped) s[n] = tanh_exact(s[n] * p.cap_factor) * p.cap;
+      if (p.capped) s[n] = dev::tanh(s[n] * p.cap_factor) * p.cap;
       if (key < low || key >= high) s[n] = kMinusInfinity;
     }
   }

@@ -8,6 +8,7 @@
 // nothing here is ∞ − ∞ but where a score is.
 #pragma once
 #include "kernels/cuda/device/device.h"
+#include "kernels/cuda/device/math.h"
 
 namespace lapidary::cuda::attention {
 
@@ -27,8 +28,5 @@ LAPIDARY_DEVICE float move_reference(float& reference, float largest) {
 
 // 1 / sum; a row that saw nothing is zeros, a NaN stays one.
 LAPIDARY_DEVICE float inverse_sum(float sum) { return sum == 0 ? 0.f : div(1.f, sum); }
-
-// tanh within 2 ulp, for the f32 kind: (1 − e) / (1 + e) of e = e^(−2|x|), by its series where that would cancel.
-LAPIDARY_DEVICE float tanh_exact(float x) { return ::tanhf(x); }
 
 }  // namespace lapidary::cuda::attention

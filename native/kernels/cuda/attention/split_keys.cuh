@@ -5,6 +5,7 @@
 // A partial row is [reference m, sum l, 1 where the row sees a page that does not exist, unused | O, not divided by l].
 #pragma once
 #include "kernels/cuda/attention/online_softmax.cuh"
+#include "kernels/cuda/attention/tile_sizes.h"
 #include "kernels/cuda/attention/visible_blocks.cuh"
 
 namespace lapidary::cuda::attention {
@@ -18,12 +19,13 @@ LAPIDARY_DEVICE float* partial_row(const Problem& p, const RowBlock& block, int 
 }
 
 // Whether this block is the last of `chunks` to come here. All threads come, after their stores of partial rows.
+template <Defect kDefect>
 LAPIDARY_DEVICE bool is_last(uint32_t* ticket, int chunks, uint32_t* flag) {
   block_barrier();
   if (thread_index() == 0) {
-    memory_fence();
+    if (kDefect != Defect::missing_fence) memory_fence();
     const bool last = atomic_inc(ticket, uint32_t(chunks - 1)) == uint32_t(chunks - 1);
-    memory_fence();
+    if (last) memory_fence();
     store_shared(flag, last ? 1u : 0u);
   }
   block_barrier();

@@ -21,7 +21,7 @@
 namespace lapidary::cuda::attention {
 
 // What a tile does wrong, for the controls of the tests: kernels use `none`.
-enum class Defect { none, missing_barrier, early_read };
+enum class Defect { none, missing_barrier, early_read, missing_fence };
 
 template <int kHeadDim, int kRowTilesPerWarp, int kRowWarpCount, int kKeyWarpCount, int kKeyCount, bool kI8,
           Defect kPlanted = Defect::none>
@@ -39,6 +39,9 @@ struct MmaTileSize {
 
 template <int kD, bool kBytes>
 struct PrefillSize : MmaTileSize<kD, 2, 4, 1, 64, kBytes> {};
+// 16 rows per warp: scales of keys and values take what 32 rows would need.
+template <>
+struct PrefillSize<128, true> : MmaTileSize<128, 1, 4, 1, 64, true> {};
 template <bool kBytes>
 struct PrefillSize<256, kBytes> : MmaTileSize<256, 1, 4, 1, 64, kBytes> {};
 template <bool kBytes>

@@ -75,15 +75,18 @@ LAPIDARY_DEVICE void choose_thresholds(uint32_t low, uint32_t high, int pass, ui
   keys[0] = low;
   keys[kThresholds + 1] = high;
   bool inside = pass < kEvenPasses;
-  for (int j = 1; j <= kThresholds && inside; ++j) {
+#pragma unroll
+  for (int j = 1; j <= kThresholds; ++j) {
+    if (!inside) continue;
     // Without a lower bound: 32, 16, … 1/4 below the largest, which is just below `high`.
     const float x = from > -kLogitInfinity ? from + (to - from) * (float(j) / (kThresholds + 1))
                                            : to - dev::bit_cast<float>(uint32_t(127 + 6 - j) << 23);
     keys[j] = ordered_key(x + 0.f);
     inside = x == x && keys[j] > keys[j - 1] && keys[j] < high;
   }
-  for (int j = 1; j <= kThresholds && !inside; ++j)
-    keys[j] = low + uint32_t(uint64_t(high - low) * uint64_t(j) / (kThresholds + 1));
+#pragma unroll
+  for (int j = 1; j <= kThresholds; ++j)
+    if (!inside) keys[j] = low + uint32_t(uint64_t(high - low) * uint64_t(j) / (kThresholds + 1));
 }
 
 // The cutoff of the shortest prefix, in descending order of x, whose amounts sum to at least `goal` > 0; amount(x) is an integer. No
@@ -99,6 +102,7 @@ LAPIDARY_DEVICE Cutoff find_cutoff(const Source& source, float lowest, float hig
     choose_thresholds(low, high, pass, keys);
     float thresholds[kThresholds];
     uint64_t sums[kThresholds];
+#pragma unroll
     for (int j = 0; j < kThresholds; ++j) {
       thresholds[j] = from_ordered_key(keys[j + 1]);
       sums[j] = 0;
@@ -109,22 +113,34 @@ LAPIDARY_DEVICE Cutoff find_cutoff(const Source& source, float lowest, float hig
 #pragma unroll
       for (int j = 0; j < kThresholds; ++j) sums[j] += x >= thresholds[j] ? a : 0;
     });
+#pragma unroll
     for (int j = 0; j < kThresholds; ++j) {
       for (int mask = 16; mask > 0; mask /= 2) sums[j] += dev::shuffle_xor(sums[j], mask);
       if (dev::lane() == 0) dev::store_shared(&scratch.sums[dev::warp_index()][j], sums[j]);
     }
     dev::block_barrier();
+#pragma unroll
     for (int j = 0; j < kThresholds; ++j) {
       sums[j] = 0;
       for (int w = 0; w < dev::block_threads() / dev::kWarp; ++w) sums[j] += dev::load_shared(&scratch.sums[w][j]);
     }
     dev::block_barrier();
-    int part = kThresholds;
-    while (part > 0 && sums[part - 1] < goal) --part;
-    if (part > 0 && sums[part - 1] <= enough) return {thresholds[part - 1], kAllEquals};
-    low = keys[part];
-    high = keys[part + 1];
-    if (part < kThresholds) above = sums[part];
+    // The last threshold whose sum reaches the goal. By constant indices, so that the tables stay in registers.
+    int part = 0;
+    uint64_t reached = 0;
+    low = keys[0];
+    high = keys[1];
+#pragma unroll
+    for (int j = 0; j < kThresholds; ++j) {
+      if (sums[j] < goal) continue;
+      part = j + 1;
+      reached = sums[j];
+      low = keys[j + 1];
+      high = keys[j + 2];
+    }
+#pragma unroll
+    for (int j = 0; j < kThresholds; ++j) above = j == part ? sums[j] : above;
+    if (part > 0 && reached <= enough) return {from_ordered_key(low), kAllEquals};
   }
   const float x = from_ordered_key(low);
   const uint64_t each = amount(x), left = goal > above ? goal - above : 1;

@@ -50,7 +50,7 @@ struct SampleArguments {
 
 struct Sample {
   using Params = SampleArguments;
-  static constexpr int kThreads = 512, kMinBlocks = 2;
+  static constexpr int kThreads = 512, kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(SearchScratch);
   enum Message : uint32_t { kSettings };
 

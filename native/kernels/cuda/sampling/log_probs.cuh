@@ -26,7 +26,7 @@ struct LogProbsScratch {
 
 struct LogProbs {
   using Params = LogProbsArguments;
-  static constexpr int kThreads = 512, kMinBlocks = 2;
+  static constexpr int kThreads = 512, kMinBlocks = 1;
   static constexpr size_t kSharedBytes = sizeof(LogProbsScratch);
   enum Message : uint32_t { kTokens };
 
@@ -47,7 +47,7 @@ struct LogProbs {
       for (int i = 0; i < kChunk; i += dev::kWarp) {
         const int64_t at = c * kChunk + i + dev::lane();
         const float x = at < source.count() ? source.x(at) : -kLogitInfinity;
-        if (x > -kLogitInfinity) sum += ::expf(x - largest);
+        if (x > -kLogitInfinity) sum += dev::exp(x - largest);
       }
       total += double(sum);
     }

@@ -4,6 +4,7 @@
 // order, whichever thread adds what, and prefixes of them are exact. Their error, half a unit per token, is far below the rounding of
 // the weights themselves (f32): 2^-44 for vocabularies up to 2¹⁸.
 #pragma once
+#include "kernels/cuda/device/math.h"
 #include "kernels/cuda/launch.h"
 
 namespace lapidary::cuda {
@@ -56,7 +57,7 @@ struct Weigher {
   float max, inverse_temperature;
   float unit;  // 2^shift
 
-  LAPIDARY_DEVICE float weight(float x) const { return ::expf((x - max) * inverse_temperature); }
+  LAPIDARY_DEVICE float weight(float x) const { return dev::exp((x - max) * inverse_temperature); }
   LAPIDARY_DEVICE uint64_t fixed(float w) const { return uint64_t(w * unit); }
 };
 
