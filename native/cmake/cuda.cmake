@@ -124,7 +124,7 @@ if(CMAKE_SYSROOT)
 endif()
 add_custom_command(OUTPUT ${LAPIDARY_OUTPUT_DIRECTORY}/liblapidary_cuda.so
   COMMAND ${LAPIDARY_NVCC} -shared -cudart static ${cuda_objects} $<TARGET_OBJECTS:cuda_compatibility> ${sysroot_flags}
-    -Xlinker=--exclude-libs,ALL -Xlinker=--gc-sections -Xcompiler=-static-libstdc++ -Xlinker=-s
+    -Xlinker=--exclude-libs,ALL -Xlinker=--version-script=${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map -Xlinker=--gc-sections -Xcompiler=-static-libstdc++ -Xlinker=-s
     -o ${LAPIDARY_OUTPUT_DIRECTORY}/liblapidary_cuda.so
   DEPENDS ${cuda_objects} cuda_compatibility $<TARGET_OBJECTS:cuda_compatibility> VERBATIM
   COMMENT "liblapidary_cuda.so")
