@@ -25,7 +25,7 @@ export function buildCuda(architectures = 'all') {
     LAPIDARY_COPY_TO: '',
   }
   const script = path.join(packageRoot, 'scripts', 'build-native.cjs')
-  return spawnSync(process.execPath, [script, '--target=lapidary_cuda'], { stdio: 'inherit', env }).status === 0
+  return spawnSync(process.execPath, [script, '--cmake-target=lapidary_cuda'], { stdio: 'inherit', env }).status === 0
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

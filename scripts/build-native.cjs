@@ -3,7 +3,7 @@
 // scripts/node-gyp-shim.cjs, prebuildify: of the arguments that those pass for node-gyp only --arch matters.
 //
 //   node scripts/build-native.cjs [--arch=arm64 | --platform=win32] [--tests] [--sanitize=address,undefined|thread]
-//                                [--target=lapidary_cuda_emulated]
+//                                [--cmake-target=lapidary_cuda_emulated]
 //
 // LAPIDARY_BUILD_ROOT  the folder whose build/Release gets the addon; default: the package. With LAPIDARY_PREBUILD set to the
 //                      same folder the library loads it from there.
@@ -109,7 +109,7 @@ if (!configured) {
   cmake('configure')
   writeFileSync(stampFile, stamp)
 }
-const only = option('target')
+const only = option('cmake-target')
 cmake('build', ...(only ? [`--target=${only}`] : []))
 if (process.argv.includes('--tests')) cmake('build', '--target=native_tests')
 if (process.env.LAPIDARY_COPY_TO) {
