@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { beforeAll, expect, test } from 'vitest'
 import { compileLibrary, packageRoot } from '../support/child.ts'
+import { frameworkExamples } from '../support/examples.ts'
 
 /** What each prints, and what is typed into it. */
 const examples: Record<string, { prints: RegExp; typed?: string }> = {
@@ -20,9 +21,7 @@ beforeAll(compileLibrary)
 
 test('every example has its test', () => {
   const files = readdirSync(join(packageRoot, 'examples')).filter((name) => /\.(mjs|js|ts)$/.test(name))
-  // Examples of a server run until they are stopped: test/server has them.
-  const others = files.filter((name) => !name.startsWith('serve'))
-  expect(others.sort()).toEqual(Object.keys(examples).sort())
+  expect(files.sort()).toEqual([...Object.keys(examples), ...frameworkExamples].sort())
 })
 
 test.each(Object.entries(examples))('%s', async (name, { prints, typed = '' }) => {
