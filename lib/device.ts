@@ -109,8 +109,9 @@ export class Device implements Disposable {
   /**
    * Opens a device: the best there is, or the one asked for.
    * @param kind `'cpu'`, `'cuda'` (the first GPU) or `'cuda:1'`. Default: the processor.
-   * @throws ERR_DEVICE_UNAVAILABLE if it, or the instruction set asked for, is not present: there is no silent fall-back. For a GPU the
-   * message says what is missing: the CUDA library, the driver, a newer driver, the GPU, or its verification.
+   * @throws ERR_INVALID_ARGUMENT for a kind or a number of threads that is none; ERR_DEVICE_UNAVAILABLE if the device, or the instruction
+   * set asked for, is not present: there is no silent fall-back. For a GPU the message says what is missing: the CUDA library, the driver,
+   * a newer driver, the GPU, or its verification.
    */
   static async open(kind: DeviceKind = 'cpu', options: DeviceOptions = {}): Promise<Device> {
     if (typeof kind !== 'string' || !/^(cpu|cuda(:\d+)?)$/.test(kind)) {

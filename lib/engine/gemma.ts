@@ -214,7 +214,12 @@ export class Gemma implements AsyncDisposable {
     return this.#stopTokens
   }
 
-  /** What is loaded, how much memory it takes, and what it is doing. */
+  /** The most tokens of prompt and answer together. */
+  get contextLength(): number {
+    return this.#sizes.contextLength
+  }
+
+  /** What is loaded, how much memory it takes, and what it is doing: asks everything, also the device. */
   info(): GemmaInfo {
     const { path, format } = this.#checkpoint
     const { contextLength, kv } = this.#sizes

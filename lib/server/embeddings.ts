@@ -21,7 +21,7 @@ export async function embeddings(call: Call): Promise<ApiResponse> {
   const width = gemma.embeddingSize
   const size = body.integer('dimensions', 1, width) ?? width
   const format = body.choice('encoding_format', ['float', 'base64']) ?? 'float'
-  const { contextLength } = gemma.info()
+  const { contextLength } = gemma
   const inputs = list.map((input, index) => {
     if (typeof input !== 'string' && !isTokenIds(input)) {
       throw invalid(`input[${index}]`, 'expected a string or token ids')

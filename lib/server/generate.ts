@@ -86,7 +86,7 @@ export function choiceCount(fields: Fields, prompts = 1, name = 'n'): number {
  * @param room Tokens of an answer, at least.
  */
 export function checkLength(gemma: Gemma, prompt: ArrayLike<number>, param: string, room = 1): void {
-  const { contextLength } = gemma.info()
+  const { contextLength } = gemma
   if (prompt.length + room <= contextLength) return
   throw new ApiError(
     400,
@@ -160,7 +160,7 @@ export async function startAnswers(
     call.lifetime.check()
   } catch (error) {
     for (const generation of generations) generation.cancel()
-    throw imageErrorOf(error, imagesOf(prompt), gemma.info().contextLength)
+    throw imageErrorOf(error, imagesOf(prompt), gemma.contextLength)
   }
   for (const generation of generations) call.observe(generation)
   return generations

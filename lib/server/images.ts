@@ -60,9 +60,9 @@ export function imagesOf(turns: Turns): RequestImage[] {
  * @throws ApiError 400 if the model sees none, a remote one is not allowed, or there are too many for the context.
  */
 export function checkImages({ remoteImages }: Call, { id, gemma }: ServedModel, images: readonly RequestImage[]): void {
-  const { vision, contextLength } = gemma.info()
   const [first] = images
   if (!first) return
+  const { vision, contextLength } = gemma.info()
   if (!vision) throw invalid(first.param, `the model ${id} sees no images`, 'model_not_supported')
   const remote = images.find(({ url }) => isRemote(url))
   if (remote && !remoteImages) {

@@ -377,7 +377,7 @@ function endingOf(lifetime: Lifetime): unknown {
 }
 
 function modelObject({ id, created, gemma }: ServedModel): object {
-  return { id, object: 'model', created, owned_by: 'lapidary', max_model_len: gemma.info().contextLength }
+  return { id, object: 'model', created, owned_by: 'lapidary', max_model_len: gemma.contextLength }
 }
 
 function decodeName(name: string): string {

@@ -22,7 +22,7 @@ export async function tokenize(call: Call): Promise<ApiResponse> {
     : gemma.tokenize(body.required('prompt', body.string('prompt')), { bos, markers: false })
   return jsonResponse({
     count: ids.length,
-    max_model_len: gemma.info().contextLength,
+    max_model_len: gemma.contextLength,
     tokens: [...ids],
     token_strs: body.boolean('return_token_strs') ? [...ids].map((id) => gemma.tokenizer.pieceOf(id)) : null,
   })

@@ -61,7 +61,8 @@ class CpuDevice final : public Device {
   DeviceInfo info() const override {
     DeviceInfo info;
     info.kind = "cpu";
-    info.name = processor_name();
+    static const std::string name = processor_name();  // read from a file, and always the same
+    info.name = name;
     info.isa = isa_;
     info.isas = isas_;
     for (size_t op = 0; op < size_t(OpId::kCount); ++op) {
