@@ -45,7 +45,7 @@ export class Grammar {
     this.#tokenizer = tokenizer
   }
 
-  /** @internal Begins a text. @throws ERR_INVALID_ARGUMENT for another model than it was compiled for. */
+  /** @internal Begins a text. @throws ERR_INVALID_ARGUMENT for another model than it was compiled for, or if no text fits it. */
   begin(tokenizer: Tokenizer): TokenConstraint {
     if (tokenizer === this.#tokenizer) return new GrammarState(this.#library.matcher(this.#compiled))
     throw new LapidaryError('ERR_INVALID_ARGUMENT', 'grammar: expected one that this model compiled, got another’s')
@@ -61,6 +61,12 @@ class GrammarState implements TokenConstraint {
   constructor(matcher: Matcher) {
     this.#matcher = matcher
     this.mask = matcher.mask().slice()
+    try {
+      this.#checkMask('no text fits it')
+    } catch (error) {
+      this.dispose()
+      throw error
+    }
   }
 
   accept(id: number): boolean {
@@ -69,7 +75,15 @@ class GrammarState implements TokenConstraint {
     }
     if (this.#matcher.isTerminated()) return true
     this.mask.set(this.#matcher.mask())
+    this.#checkMask('no text that begins like this one fits it')
     return false
+  }
+
+  /** A schema that only leads back to itself is understood, but no text ends it. */
+  #checkMask(problem: string): void {
+    if (!this.mask.some((word) => word !== 0)) {
+      throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: expected one that some text fits: ${problem}`)
+    }
   }
 
   dispose(): void {

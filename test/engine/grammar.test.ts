@@ -161,6 +161,16 @@ describe('a grammar', () => {
     expect((await gemma.generate('x', { grammar, maxTokens: 100 })).finishReason).toBe('stop')
   })
 
+  test('that no text fits is refused when it begins, or where it leads nowhere', async () => {
+    for (const source of [{ schema: { $ref: '#' } }, { ebnf: 'root ::= x\nx ::= x' }] as const) {
+      const grammar = await gemma.compileGrammar(source)
+      throwsCode(() => gemma.stream('x', { grammar }), 'ERR_INVALID_ARGUMENT', /no text fits it/)
+    }
+    const grammar = await gemma.compileGrammar({ ebnf: 'root ::= "a" x\nx ::= x' })
+    await rejectsCode(gemma.generate('x', { grammar, maxTokens: 8 }), 'ERR_INVALID_ARGUMENT', /begins like this/)
+    expect(gemma.info().engine).toMatchObject({ running: 0, waiting: 0 })
+  })
+
   test('of another model is refused', async () => {
     const other = await Gemma.load()
     try {
