@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { type FlashAttentionOptions, flashAttention, Tensor } from '../../lib/index.ts'
-import { anyDevice, forEachIsa, valuesOf } from '../support/devices.ts'
+import { anyDevice, forEachDevice, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 
 type DType = 'f32' | 'bf16' | 'f16' | 'i32' | 'i8'
@@ -111,7 +111,7 @@ describe('flashAttention finds bad device data', () => {
     message: RegExp,
     pageTokens = 0,
   ) {
-    await forEachIsa(async (device) => {
+    await forEachDevice(['flash_attention'], async (device) => {
       const integers = (values: readonly number[], shape: readonly number[] = [values.length]) =>
         Tensor.from(device, Int32Array.from(values), shape)
       const q = Tensor.zeros(device, [tokens, queryHeads, headDim])
@@ -190,7 +190,7 @@ describe('flashAttention finds bad device data', () => {
   })
 
   test('but not in table entries that no visible key needs', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['flash_attention'], async (device) => {
       const q = Tensor.zeros(device, [1, queryHeads, headDim])
       const k = Tensor.from(device, new Float32Array(6 * 4 * headDim).fill(1), [6, kvHeads, 4, headDim])
       const pageTable = Tensor.from(device, Int32Array.of(-7, 99, 3, 2, -1), [1, 5])

@@ -4,7 +4,7 @@ import { describe, expect, test } from 'vitest'
 import { type Device, flashAttention, Tensor } from '../../lib/index.ts'
 import { compare } from '../support/compare.ts'
 import { type Cut, cutTensor, cutValues } from '../support/cuts.ts'
-import { download, fast, forEachIsa, isasFor, upload, valuesOf } from '../support/devices.ts'
+import { download, fast, forEachDevice, forEachIsa, isasFor, upload, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { type HostTensor, hostTensor } from '../support/host-tensor.ts'
 import { gamma, type PlainDType, unitRoundoff } from '../support/numbers.ts'
@@ -29,7 +29,8 @@ const dtypes = ['f32', 'bf16', 'f16', 'i8'] as const
  * leave none out.
  */
 const share = <T>(all: readonly T[], of = 0) => (fast ? all.filter((_, i) => i % 4 === of) : all)
-const forEachKernel = (body: (device: Device) => unknown) => forEachIsa(body, { isas: isasFor(['flash_attention']) })
+const forEachKernel = (body: (device: Device) => unknown, long = false) =>
+  forEachDevice(['flash_attention'], body, { isas: isasFor(['flash_attention']), long })
 
 const genericIsas = ['scalar', 'avx2', 'avx512', 'neon']
 
@@ -171,7 +172,7 @@ describe('flashAttention sees exactly the visible keys', () => {
           const [token, element] = [Math.floor(wrong / tokenSize), wrong % tokenSize]
           if (wrong >= 0)
             expect.fail(`${c.name}: token ${token}, element ${element}: got ${got[wrong]}, expected ${sums[wrong]}`)
-        })
+        }, true)
       }
     })
   }
@@ -336,7 +337,7 @@ describe('flashAttention', () => {
               }
             }
           }
-        })
+        }, true)
       }
     }
   })
@@ -363,7 +364,7 @@ describe('flashAttention', () => {
           if (s === broken) expect((await valuesOf(part(out))).every(Number.isNaN)).toBe(true)
           else expect((await bytesOf(part(out))).equals(await bytesOf(part(clean))), `sequence ${s}`).toBe(true)
         }
-      })
+      }, true)
     }
   })
 })
@@ -387,6 +388,7 @@ describe('flashAttention with bad device data', () => {
     c: Case,
     change: (h: Inputs) => Partial<Inputs>,
     zero: (token: number, h: Inputs) => boolean,
+    long = false,
   ): Promise<void> {
     const { h, value, bound } = prepared(c)
     await forEachKernel(async (device) => {
@@ -400,7 +402,7 @@ describe('flashAttention with bad device data', () => {
         return compare(got.subarray(...range), value.subarray(...range), bound.subarray(...range)).failures > 0
       })
       expect(wrong, 'wrong rows').toEqual([])
-    })
+    }, long)
   }
   const integers = (values: readonly number[], shape = [values.length]) => hostTensor('i32', shape, values)
   const replaced = (host: HostTensor, index: number, value: number) => {
@@ -513,7 +515,7 @@ describe('flashAttention with bad device data', () => {
           const { low, high } = visible(c, h, s, token - first)
           return Math.max(low, slots[0]) < Math.min(high, slots[1], c.keys[s]!)
         }
-        await leaves(c, (h) => ({ pageTable: replaced(h.pageTable!, s * width + page, bad[i % 3]!) }), sees)
+        await leaves(c, (h) => ({ pageTable: replaced(h.pageTable!, s * width + page, bad[i % 3]!) }), sees, i > 3)
       }
     }
   })

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { qkNormRope, Tensor } from '../../lib/index.ts'
-import { anyDevice, forEachIsa, upload, valuesOf } from '../support/devices.ts'
+import { anyDevice, forEachDevice, upload, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { Random } from '../support/random.ts'
 
@@ -123,7 +123,7 @@ describe('qkNormRope rejects', () => {
   })
 
   test('a negative position: results are zeros and the cache is left alone', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const x = upload(device, Random.named('negative').normal('f32', [3, 2, 8]))
       const cache = {
         kCache: Tensor.zeros(device, [1, 2, 4, 8], 'f32'),
@@ -153,7 +153,7 @@ describe('qkNormRope rejects', () => {
     }))
 
   test.each([[8], [-2], [2 ** 31 - 1]])('slot %i of 8: nothing is written', (slot) =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const x = upload(device, Random.named('slot').normal('bf16', [1, 1, 8]))
       const cache = {
         kCache: Tensor.zeros(device, [2, 1, 4, 8], 'bf16'),

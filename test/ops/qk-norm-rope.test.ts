@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { Program, qkNormRope, Tensor } from '../../lib/index.ts'
-import { download, forEachIsa, openDevice, presentIsas, upload, valuesOf } from '../support/devices.ts'
+import { download, forEachDevice, openDevice, presentIsas, upload, valuesOf } from '../support/devices.ts'
 import { type HostTensor, hostTensor } from '../support/host-tensor.ts'
 import { opSuite } from '../support/op-suite.ts'
 import { Random } from '../support/random.ts'
@@ -9,7 +9,7 @@ import { reference, tableError } from './qk-norm-rope.reference.ts'
 
 opSuite<Case, Inputs>('qkNormRope', {
   ops: ['qk_norm_rope'],
-  emulated: { cases: 1000, elements: 2_000_000 },
+  emulated: { cases: 24, elements: 100_000 },
   cases,
   inputs: makeInputs,
   run: (c, t) => run(c, t),
@@ -19,7 +19,7 @@ opSuite<Case, Inputs>('qkNormRope', {
 
 describe('qkNormRope', () => {
   test('sines and cosines are those of the exact angle, at every position', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const headDim = 256
       const positions = [0, 1, 2, 3, 1023, 4096, 100_003, 131_071, 262_143, 262_144, 524_287, 1_000_003, 2 ** 20]
       for (const ropeTheta of [10_000, 1_000_000]) {
@@ -49,7 +49,7 @@ describe('qkNormRope', () => {
     }))
 
   test('scores depend on the distance of positions only', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const headDim = 64
       const random = Random.named('relative')
       const [a, b] = [random.normal('f32', [1, 1, headDim]), random.normal('f32', [1, 1, headDim])]
@@ -70,7 +70,7 @@ describe('qkNormRope', () => {
     }))
 
   test('chunks of tokens give the bits of all at once', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const c: Case = {
         name: '',
         tokens: 9,
@@ -111,7 +111,7 @@ describe('qkNormRope', () => {
   })
 
   test('k and v may be the same tensor', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const random = Random.named('shared')
       const shared = upload(device, random.normal('bf16', [3, 2, 64]))
       const positions = Tensor.from(device, Int32Array.of(4, 5, 6), [3])
@@ -122,7 +122,7 @@ describe('qkNormRope', () => {
     }))
 
   test('a captured call gives the bits of an eager one', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const c: Case = { name: '', tokens: 2, queryHeads: 4, kvHeads: 2, headDim: 64, ...gemma3, cache: 'bf16' }
       const h = makeInputs(c, Random.named('captured'))
       const at = (key: keyof Inputs) => upload(device, h[key]!)
@@ -147,7 +147,7 @@ describe('qkNormRope', () => {
     }))
 
   test('an i8 row with a NaN or an infinity has scale NaN and bytes 0', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['qk_norm_rope'], async (device) => {
       const headDim = 40
       const values = Float32Array.from({ length: 3 * headDim }, (_, i) => Math.sin(i))
       values[7] = Number.NaN

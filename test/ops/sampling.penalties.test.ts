@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest'
 import { adjustLogits, countTokens, Program, sample, Tensor } from '../../lib/index.ts'
-import { anyDevice, forEachIsa, upload, valuesOf } from '../support/devices.ts'
+import { anyDevice, forEachDevice, upload, valuesOf } from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { type HostTensor, hostTensor } from '../support/host-tensor.ts'
 import { opSuite } from '../support/op-suite.ts'
@@ -80,7 +80,7 @@ const count = (random: Random) =>
 
 opSuite<AdjustCase, AdjustInputs>('adjustLogits', {
   ops: ['adjust_logits'],
-  emulated: { cases: 1000, elements: 2_000_000 },
+  emulated: { cases: 24, elements: 100_000 },
   cases: adjustCases,
   inputs: (c, random) => {
     const columns = c.vocabulary + 2 * (c.margin ?? 0)
@@ -140,7 +140,7 @@ opSuite<AdjustCase, AdjustInputs>('adjustLogits', {
 
 describe('adjustLogits', () => {
   test('penalties of 1, 0, 0 and no bias give the logits, whatever the counts', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const logits = Random.named('neutral').normal('f32', [2, 700])
       const adjusted = adjustLogits(upload(device, logits), {
         rows: Tensor.from(device, Int32Array.of(0, 0)),
@@ -151,7 +151,7 @@ describe('adjustLogits', () => {
     }))
 
   test('a negative count is none', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const adjusted = adjustLogits(Tensor.from(device, Float32Array.of(1, 2), [1, 2]), {
         rows: Tensor.from(device, Int32Array.of(0)),
         settings: Tensor.from(device, Float32Array.of(2, 1, 1), [1, 3]),
@@ -170,7 +170,7 @@ describe('adjustLogits', () => {
     ['presence infinite', [0, 1], [1, -Infinity, 0], 'ERR_INVALID_ARGUMENT', /settings/],
     ['frequency NaN', [0, 1], [1, 0, Number.NaN], 'ERR_INVALID_ARGUMENT', /settings/],
   ])('bad data: %s: a sticky error, and the row is copied', (_, rows, bad, code, message) =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const adjusted = adjustLogits(Tensor.from(device, Float32Array.of(1, 2, 3, 4), [2, 2]), {
         rows: Tensor.from(device, Int32Array.from(rows)),
         settings: Tensor.from(device, Float32Array.of(2, 0, 0, ...(bad.length ? bad : [2, 0, 0])), [2, 3]),
@@ -210,7 +210,7 @@ describe('adjustLogits', () => {
 
 describe('countTokens', () => {
   test('counts what a loop counts: repeated tokens, several rows, rows without', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const random = Random.named('count')
       const [sequences, vocabulary, n] = [4, 50, 700]
       const start = random.tensor('i32', [sequences, vocabulary + 3], () => count(random))
@@ -231,7 +231,7 @@ describe('countTokens', () => {
     }))
 
   test('one row number for all tokens; no tokens; −1', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const counts = Tensor.zeros(device, [2, 4], 'i32')
       const int = (...values: number[]) => Tensor.from(device, Int32Array.from(values))
       countTokens(int(3, 0, 3), counts, int(1), { prompt: true })
@@ -242,7 +242,7 @@ describe('countTokens', () => {
     }))
 
   test('with adjustLogits and sample in a program: no token comes twice', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const vocabulary = 40
       const counts = Tensor.zeros(device, [3, vocabulary], 'i32')
       const state = Tensor.from(device, Int32Array.of(5, 0, 6, 0), [2, 2])
@@ -272,7 +272,7 @@ describe('countTokens', () => {
     ['row 2 of 2', [1, 3, 2], [0, 2, 1], /rows: expected -1 \.\.\. 1, got 2/],
     ['row −2', [1, 3, 2], [0, -2, 1], /got -2/],
   ])('bad data: %s: a sticky error, the others are counted', (_, tokens, rows, message) =>
-    forEachIsa(async (device) => {
+    forEachDevice(['adjust_logits', 'count_tokens'], async (device) => {
       const counts = Tensor.zeros(device, [2, 4], 'i32')
       countTokens(Tensor.from(device, Int32Array.from(tokens)), counts, Tensor.from(device, Int32Array.from(rows)))
       await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE', message)

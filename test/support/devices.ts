@@ -81,6 +81,12 @@ function openCuda(): Promise<Device> {
   return Device.open('cuda', { isa: cudaFamily, guard: true, unverified: true })
 }
 
+/**
+ * LAPIDARY_CUDA_EXHAUSTIVE=1: the emulation runs all cases of the suites and all tests of properties, which takes some ten minutes more. A
+ * GPU always does.
+ */
+export const cudaExhaustive = cudaMode === 'real' || process.env.LAPIDARY_CUDA_EXHAUSTIVE === '1'
+
 /** The family of CUDA kernels to visit with these ops, where it has all of them. */
 export function cudaFor(ops: readonly string[]): GpuFamily | undefined {
   return ops.every(providedByCuda) ? cuda.family : undefined
@@ -111,7 +117,28 @@ afterAll(async () => {
  */
 export async function forEachIsa(
   body: (device: Device, isa: Isa) => unknown,
-  { threads = 2, isas = presentIsas } = {},
+  { threads = 2, isas = presentIsas }: { threads?: number; isas?: readonly Isa[] } = {},
+): Promise<void> {
+  await forEachOf(body, isas, threads)
+}
+
+/**
+ * The same, and the CUDA device after them where it has all of these ops: for tests of what a contract says of bits, errors and what may
+ * not be touched. Their shapes are small: a thread of the GPU costs a fibre where it is emulated. `long`: there only in exhaustive runs.
+ */
+export async function forEachDevice(
+  ops: readonly string[],
+  body: (device: Device) => unknown,
+  { isas = presentIsas, long = false }: { isas?: readonly Isa[]; long?: boolean } = {},
+): Promise<void> {
+  const family = long && !cudaExhaustive ? undefined : cudaFor(ops)
+  await forEachOf<Isa | GpuFamily>(body, family ? [...isas, family] : isas, 2)
+}
+
+async function forEachOf<Name extends Isa | GpuFamily>(
+  body: (device: Device, isa: Name) => unknown,
+  isas: readonly Name[],
+  threads: number,
 ): Promise<void> {
   for (const isa of isas) {
     const device = await openDevice(isa, threads)

@@ -12,6 +12,7 @@ import { bitDifference, type Expected, mismatch } from './compare.ts'
 import {
   bestIsa,
   cuda,
+  cudaExhaustive,
   cudaFor,
   type Downloaded,
   download,
@@ -154,7 +155,7 @@ function cudaTests<C extends { readonly name: string }, I extends Inputs>(
     test.skip(`${cases.length} cases on CUDA: ${why}`)
     return
   }
-  const emulated = family === 'sm80_emulated'
+  const emulated = family === 'sm80_emulated' && !cudaExhaustive
   const { cases: most = kEmulatedCases, elements = kEmulatedElements, takes = () => true } = suite.emulated ?? {}
   const worth = emulated ? cases.filter(takes) : cases
   const stride = emulated ? Math.ceil(worth.length / most) : 1
