@@ -1,6 +1,14 @@
 import { describe, expect, test } from 'vitest'
 import { argmax, Program, sample, Tensor } from '../../lib/index.ts'
-import { anyDevice, forEachDevice, openDevice, presentIsas, upload, valuesOf } from '../support/devices.ts'
+import {
+  anyDevice,
+  cudaExhaustive,
+  forEachDevice,
+  openDevice,
+  presentIsas,
+  upload,
+  valuesOf,
+} from '../support/devices.ts'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { hostTensor } from '../support/host-tensor.ts'
 import { Random } from '../support/random.ts'
@@ -29,43 +37,46 @@ describe('sample', () => {
     ['plain', {}],
     ['temperature, topK and topP', { temperature: 0.8, topK: 20, topP: 0.9 }],
     ['minP', { minP: 0.1 }],
-  ])('draws follow the distribution: %s', (_, settings) =>
-    forEachDevice(
-      ['argmax', 'sample'],
-      async (device) => {
-        const [vocabulary, rows, draws] = [40, 500, 40]
-        const x = Random.named('chi-square').normal('f32', [1, vocabulary])
-        const logits = Tensor.from(
-          device,
-          Float32Array.from({ length: rows * vocabulary }, (_, i) => x.values[i % vocabulary]!),
-          [rows, vocabulary],
-        )
-        const state = Tensor.from(
-          device,
-          Int32Array.from({ length: 2 * rows }, (_, i) => (i % 2 ? 0 : i)),
-          [rows, 2],
-        )
-        const counts = new Float64Array(vocabulary)
-        for (let draw = 0; draw < draws; draw++)
-          for (const token of await valuesOf(sample(logits, state, settings))) counts[token]!++
+  ])(
+    'draws follow the distribution: %s',
+    (_, settings) =>
+      forEachDevice(
+        ['argmax', 'sample'],
+        async (device) => {
+          const [vocabulary, rows, draws] = [40, 500, 40]
+          const x = Random.named('chi-square').normal('f32', [1, vocabulary])
+          const logits = Tensor.from(
+            device,
+            Float32Array.from({ length: rows * vocabulary }, (_, i) => x.values[i % vocabulary]!),
+            [rows, vocabulary],
+          )
+          const state = Tensor.from(
+            device,
+            Int32Array.from({ length: 2 * rows }, (_, i) => (i % 2 ? 0 : i)),
+            [rows, 2],
+          )
+          const counts = new Float64Array(vocabulary)
+          for (let draw = 0; draw < draws; draw++)
+            for (const token of await valuesOf(sample(logits, state, settings))) counts[token]!++
 
-        const probabilities = distribution(x.values, settings)
-        let [chiSquare, kept] = [0, 0]
-        for (const [id, p] of probabilities.entries()) {
-          if (p === 0) {
-            expect(counts[id]).toBe(0)
-            continue
+          const probabilities = distribution(x.values, settings)
+          let [chiSquare, kept] = [0, 0]
+          for (const [id, p] of probabilities.entries()) {
+            if (p === 0) {
+              expect(counts[id]).toBe(0)
+              continue
+            }
+            kept++
+            chiSquare += (counts[id]! - p * rows * draws) ** 2 / (p * rows * draws)
           }
-          kept++
-          chiSquare += (counts[id]! - p * rows * draws) ** 2 / (p * rows * draws)
-        }
-        // Wilson and Hilferty's normal approximation of the distribution of chi-square; 4.5 σ is one chance in 300,000.
-        const freedom = kept - 1
-        const sigma = 2 / (9 * freedom)
-        expect(Math.abs((chiSquare / freedom) ** (1 / 3) - (1 - sigma)) / Math.sqrt(sigma)).toBeLessThan(4.5)
-      },
-      { long: true },
-    ),
+          // Wilson and Hilferty's normal approximation of the distribution of chi-square; 4.5 σ is one chance in 300,000.
+          const freedom = kept - 1
+          const sigma = 2 / (9 * freedom)
+          expect(Math.abs((chiSquare / freedom) ** (1 / 3) - (1 - sigma)) / Math.sqrt(sigma)).toBeLessThan(4.5)
+        },
+        { long: true },
+      ),
+    cudaExhaustive ? 900_000 : undefined,
   )
 
   test('topK 1, topP 0 and temperature 0 are argmax', () =>
