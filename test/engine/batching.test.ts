@@ -72,6 +72,17 @@ test.each([1, 2, 3])('answers survive preemption under a tiny page budget, seed 
   expect(heldPages(host.pages)).toEqual({ global: 0, local: 0 })
 })
 
+test('the executor may rest once no sequence is left, not between two that overlap', async () => {
+  const host = fakeEngine({ stepTokens: 16 })
+  const first = host.submit({ prompt: [1, 2, 3], maxTokens: 4 })
+  const second = host.submit({ prompt: [4, 5], maxTokens: 9 })
+  await Promise.all([first.answer, second.answer])
+  const after = host.model.steps.length
+  expect(host.model.rests).toEqual([after])
+  await host.submit({ prompt: [6], maxTokens: 2 }).answer
+  expect(host.model.rests).toEqual([after, host.model.steps.length])
+})
+
 test.each([
   { name: 'rings of several pages', options: { pageTokens: 4, window: 10, stepTokens: 16 } },
   {

@@ -41,6 +41,8 @@ export class FakeModel implements StepExecutor {
   readonly steps: { tokens: number; sequences: number; sampled: number }[] = []
   inFlight = 0
   readonly forgotten: Sequence[] = []
+  /** After how many steps there was no work. */
+  readonly rests: number[] = []
   /** Fails the step with this number, once. */
   failAt = -1
   /** Called while a step is in flight. */
@@ -75,7 +77,10 @@ export class FakeModel implements StepExecutor {
   }
 
   async settle(): Promise<void> {}
-  rest(): void {}
+
+  rest(): void {
+    this.rests.push(this.steps.length)
+  }
 
   *#sampled(entries: readonly StepEntry[]): Generator<number> {
     const { pageTokens, window } = this.#pages
