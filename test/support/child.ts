@@ -4,26 +4,17 @@
  */
 
 import { execFile, spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /** The folder of package.json. */
 export const packageRoot: string = fileURLToPath(new URL('../../', import.meta.url))
 
-function newest(folder: string): number {
-  return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile())
-    .reduce((latest, entry) => Math.max(latest, statSync(join(entry.parentPath, entry.name)).mtimeMs), 0)
-}
-
 /** Makes dist/ what lib/ says. */
 export function compileLibrary(): void {
-  const compiled = join(packageRoot, 'dist/index.js')
-  if (existsSync(compiled) && statSync(compiled).mtimeMs > newest(join(packageRoot, 'lib'))) return
-  const tsc = join(packageRoot, 'node_modules/typescript/bin/tsc')
-  const result = spawnSync(process.execPath, [tsc, '-p', join(packageRoot, 'tsconfig.json')], { encoding: 'utf8' })
-  if (result.status !== 0) throw new Error(`tsc failed:\n${result.stdout}${result.stderr}`)
+  const script = join(packageRoot, 'scripts/build-js.mjs')
+  const result = spawnSync(process.execPath, [script], { encoding: 'utf8' })
+  if (result.status !== 0) throw new Error(`${script} failed:\n${result.stdout}${result.stderr}`)
 }
 
 export interface ChildResult {
