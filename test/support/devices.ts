@@ -173,7 +173,7 @@ export async function download(tensor: Tensor): Promise<Downloaded> {
   const data = await tensor.read()
   const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength)
   const plain = tensor.layout === 'strided' && isPlain(tensor.dtype)
-  return { bytes, values: plain ? decode(tensor.dtype, data) : Float64Array.from(bytes) }
+  return { bytes, values: plain ? decode(tensor.dtype, data) : new Float64Array(bytes) }
 }
 
 /** The elements of a tensor as numbers. */

@@ -97,7 +97,7 @@ export function round(dtype: FloatDType, value: number): number {
   if (dtype === 'f32') return Math.fround(value)
   if (value === 0 || !Number.isFinite(value)) return value
   const { precision, minExponent, maxFinite } = floatFormats[dtype]
-  const quantum = 2 ** (Math.max(exponent(value), minExponent) - precision + 1)
+  const quantum = powerOfTwo(Math.max(exponent(value), minExponent) - precision + 1)
   const rounded = roundHalfEven(Math.abs(value) / quantum) * quantum
   return Math.sign(value) * (rounded > maxFinite ? Number.POSITIVE_INFINITY : rounded)
 }
@@ -122,6 +122,10 @@ function exponent(value: number): number {
   return biased === 0 ? -1074 : biased - 1023
 }
 
+/** 2^e of every exponent of a double. Math.pow is what rounding would otherwise wait for. */
+const powers = new Float64Array(2200).map((_, i) => 2 ** (i - 1100))
+const powerOfTwo = (e: number): number => powers[e + 1100]!
+
 function roundHalfEven(value: number): number {
   const below = Math.floor(value)
   const rest = value - below
@@ -139,10 +143,10 @@ export function toBits(dtype: 'f16' | 'bf16', value: number): number {
   if (Number.isNaN(rounded)) return (exponentMask << mantissaBits) | (1 << (mantissaBits - 1))
   const magnitude = Math.abs(rounded)
   if (magnitude === Number.POSITIVE_INFINITY) return sign | (exponentMask << mantissaBits)
-  const unit = 2 ** (minExponent - mantissaBits)
-  if (magnitude < 2 ** minExponent) return sign | (magnitude / unit)
+  const unit = powerOfTwo(minExponent - mantissaBits)
+  if (magnitude < powerOfTwo(minExponent)) return sign | (magnitude / unit)
   const e = exponent(magnitude)
-  const fraction = magnitude / 2 ** (e - mantissaBits) - 2 ** mantissaBits
+  const fraction = magnitude / powerOfTwo(e - mantissaBits) - powerOfTwo(mantissaBits)
   return sign | ((e - minExponent + 1) << mantissaBits) | fraction
 }
 
@@ -155,6 +159,6 @@ export function fromBits(dtype: 'f16' | 'bf16', bits: number): number {
   const biased = (bits >> mantissaBits) & exponentMask
   const fraction = bits & ((1 << mantissaBits) - 1)
   if (biased === exponentMask) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY
-  if (biased === 0) return sign * fraction * 2 ** (minExponent - mantissaBits)
-  return sign * (1 + fraction / 2 ** mantissaBits) * 2 ** (biased - 1 + minExponent)
+  if (biased === 0) return sign * fraction * powerOfTwo(minExponent - mantissaBits)
+  return sign * (1 + fraction / powerOfTwo(mantissaBits)) * powerOfTwo(biased - 1 + minExponent)
 }

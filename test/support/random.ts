@@ -87,11 +87,9 @@ export class Random {
 
   /** Elements from a function of the index, rounded to `dtype`. */
   tensor(dtype: PlainDType, shape: readonly number[], element: (index: number) => number): HostTensor {
-    return hostTensor(
-      dtype,
-      shape,
-      Float64Array.from({ length: elementCount(shape) }, (_, i) => element(i)),
-    )
+    const values = new Float64Array(elementCount(shape))
+    for (let i = 0; i < values.length; i++) values[i] = element(i)
+    return hostTensor(dtype, shape, values)
   }
 
   bytes(count: number): Uint8Array {
