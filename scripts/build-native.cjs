@@ -9,6 +9,7 @@
 //                      same folder the library loads it from there.
 // LAPIDARY_BUILD_JOBS  compilers at a time; default: the processors there are.
 // LAPIDARY_BUILD_ISAS  instruction sets to compile, separated by commas; default: all of native/kernels/cpu/isa.def.
+// LAPIDARY_BUILD_STEMS the same of kernels, by the stems of native/ops/ops.def: for tests that run few of them.
 // LAPIDARY_CUDA        the CUDA library: off (the default), auto (where nvcc 13.0 or newer is found) or on.
 // LAPIDARY_CUDA_ARCHITECTURES  what it is compiled for, separated by commas; default: 80,90a. all: what ships.
 // LAPIDARY_COPY_TO     a folder that gets a copy of the addon, and of libraries beside it.
@@ -55,6 +56,7 @@ const variables = {
   LAPIDARY_OUTPUT_DIRECTORY: path.join(root, 'build', 'Release'),
   LAPIDARY_SANITIZE: sanitize,
   LAPIDARY_ISAS: process.env.LAPIDARY_BUILD_ISAS?.replaceAll(',', ';') || 'all',
+  LAPIDARY_STEMS: process.env.LAPIDARY_BUILD_STEMS?.replaceAll(',', ';') || 'all',
   LAPIDARY_CUDA: process.env.LAPIDARY_CUDA || 'off',
   LAPIDARY_CUDA_ARCHITECTURES: process.env.LAPIDARY_CUDA_ARCHITECTURES?.replaceAll(',', ';') || '80;90a',
   LAPIDARY_NODE_LIBRARY: crosses && platform === 'win32' && path.join(folder, 'libnode.a'),
@@ -109,9 +111,8 @@ if (!configured) {
   cmake('configure')
   writeFileSync(stampFile, stamp)
 }
-const only = option('cmake-target')
+const only = option('cmake-target') ?? (process.argv.includes('--tests') ? 'native_tests' : undefined)
 cmake('build', ...(only ? [`--target=${only}`] : []))
-if (process.argv.includes('--tests')) cmake('build', '--target=native_tests')
 if (process.env.LAPIDARY_COPY_TO) {
   mkdirSync(process.env.LAPIDARY_COPY_TO, { recursive: true })
   for (const name of readdirSync(variables.LAPIDARY_OUTPUT_DIRECTORY)) {

@@ -43,8 +43,14 @@ export function build(chosen, { tests = false } = {}) {
   const args = [path.join(packageRoot, 'scripts', 'build-native.cjs'), ...buildArguments(chosen)]
   if (tests) args.push('--tests')
   const env = { ...process.env, ...buildEnvironment(chosen) }
-  // What races is above the kernels: one set of them is enough, and compiles in a quarter of the time.
-  if (chosen.sanitize === 'thread') env.LAPIDARY_BUILD_ISAS ??= 'scalar'
+  if (chosen.sanitize === 'thread') {
+    // What races is above the kernels: those that test/native/stream_stress.cc runs are enough.
+    env.LAPIDARY_BUILD_ISAS ??= 'scalar'
+    env.LAPIDARY_BUILD_STEMS ??= 'row_ops,embedding'
+  } else if (chosen.sanitize) {
+    // Loads and stores of tiles are instructions that no sanitizer sees; amx_emulated runs the same sources over memory.
+    env.LAPIDARY_BUILD_ISAS ??= 'avx2,avx512,avx512_bf16,amx_emulated,neon,i8mm'
+  }
   const { status } = spawnSync(process.execPath, args, { stdio: 'inherit', env })
   if (status !== 0) process.exit(status ?? 1)
 }

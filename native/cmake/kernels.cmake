@@ -81,7 +81,7 @@ foreach(isa IN LISTS isas)
   set(simd kernels/cpu/simd/${isa}.h)
   foreach(stem IN LISTS stems)
     lapidary_kernel_source(${stem} ${isa} source)
-    if(source)
+    if(source AND (LAPIDARY_STEMS STREQUAL "all" OR stem IN_LIST LAPIDARY_STEMS))
       set(set lapidary_${stem}_${isa})
       set(unit ${CMAKE_CURRENT_BINARY_DIR}/kernels/${stem}_${isa}.cc)
       file(CONFIGURE OUTPUT ${unit} @ONLY CONTENT [[
