@@ -42,7 +42,7 @@ export function finished(child: ChildProcessWithoutNullStreams): Promise<CliResu
   child.stderr.on('data', (text: string) => {
     output.stderr += text
   })
-  const timer = setTimeout(() => child.kill('SIGKILL'), 50_000)
+  const timer = setTimeout(() => child.kill('SIGKILL'), 100_000)
   return new Promise((resolve, reject) => {
     child.on('error', reject)
     child.on('close', (code, signal) => {

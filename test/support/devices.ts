@@ -3,8 +3,8 @@
  * when the test file is done. All are opened with guard regions: fresh memory holds NaN, and a write outside a buffer is an error.
  */
 
-import { afterAll } from 'vitest'
 import { Device, type GpuFamily, type Isa, Tensor } from '../../lib/index.ts'
+import { afterFile } from './after-file.ts'
 import { decode, type HostTensor } from './host-tensor.ts'
 import { expectedKernel, providedByCuda } from './kernels.ts'
 import { isPlain } from './numbers.ts'
@@ -104,7 +104,7 @@ export function openDevice(isa: Isa | GpuFamily, threads = 2): Promise<Device> {
   return device
 }
 
-afterAll(async () => {
+afterFile(async () => {
   const devices = await Promise.all(open.values())
   open.clear()
   for (const device of devices) device.dispose()
