@@ -45,7 +45,7 @@ function casesOf(form: WeightForm): Case[] {
   return sizes.map(([n, k]) => ({ name: `${form.name} [${n}, ${k}]`, form, rows: n, columns: k }))
 }
 
-const f32 = (values: Float64Array) => Float64Array.from(values, Math.fround)
+const f32 = (values: Float64Array) => values.map((value) => Math.fround(value))
 
 function pack(
   tensors: { weight: Tensor; scales?: Tensor | undefined; zeros?: Tensor | undefined },

@@ -1,6 +1,6 @@
 /** A tensor on the test's side: the bytes that go to the device, and the exact numbers that they mean. */
 
-import { fromBits, isPlain, type PlainDType, represent, toBits } from './numbers.ts'
+import { fromBits, isFloat, isPlain, type PlainDType, represent, round, toBits } from './numbers.ts'
 
 export type HostData = Float32Array | Int32Array | Int8Array | Uint8Array | Uint16Array
 
@@ -25,7 +25,8 @@ export function hostTensor(dtype: PlainDType, shape: readonly number[], values: 
   const count = elementCount(shape)
   if (values.length !== count) throw new Error(`${values.length} values for shape [${shape}]`)
   const exact = new Float64Array(count)
-  for (let i = 0; i < count; i++) exact[i] = represent(dtype, values[i]!)
+  if (isFloat(dtype)) for (let i = 0; i < count; i++) exact[i] = round(dtype, values[i]!)
+  else for (let i = 0; i < count; i++) exact[i] = represent(dtype, values[i]!)
   return { dtype, shape: [...shape], data: encode(dtype, exact), values: exact }
 }
 

@@ -31,6 +31,10 @@ const integerRanges: Record<IntegerDType, readonly [number, number]> = {
   u8: [0, 255],
 }
 
+/** 2^e of every exponent of a double. Math.pow is what rounding would otherwise wait for. */
+const powers = new Float64Array(2200).map((_, i) => 2 ** (i - 1100))
+const powerOfTwo = (e: number): number => powers[e + 1100]!
+
 export function isFloat(dtype: string): dtype is FloatDType {
   return dtype in floatFormats
 }
@@ -41,18 +45,18 @@ export function isPlain(dtype: string): dtype is PlainDType {
 
 /** u: the largest relative error of one rounding to nearest, for results in the normal range. 2^-24, 2^-11, 2^-8. */
 export function unitRoundoff(dtype: FloatDType): number {
-  return 2 ** -floatFormats[dtype].precision
+  return powerOfTwo(-floatFormats[dtype].precision)
 }
 
 /** The largest absolute error of one rounding to nearest in the subnormal range: half the smallest positive number. */
 export function underflowError(dtype: FloatDType): number {
   const { precision, minExponent } = floatFormats[dtype]
-  return 2 ** (minExponent - precision)
+  return powerOfTwo(minExponent - precision)
 }
 
 /** The smallest positive normal number. A kernel that flushes subnormals to zero errs by up to this much. */
 export function smallestNormal(dtype: FloatDType): number {
-  return 2 ** floatFormats[dtype].minExponent
+  return powerOfTwo(floatFormats[dtype].minExponent)
 }
 
 export function maxFinite(dtype: FloatDType): number {
@@ -121,10 +125,6 @@ function exponent(value: number): number {
   // Double-precision subnormals lie far below any dtype's smallest number.
   return biased === 0 ? -1074 : biased - 1023
 }
-
-/** 2^e of every exponent of a double. Math.pow is what rounding would otherwise wait for. */
-const powers = new Float64Array(2200).map((_, i) => 2 ** (i - 1100))
-const powerOfTwo = (e: number): number => powers[e + 1100]!
 
 function roundHalfEven(value: number): number {
   const below = Math.floor(value)
