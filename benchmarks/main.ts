@@ -23,6 +23,8 @@ interface Options {
   rounds: string
   peer: boolean
   models: string
+  prompts: string
+  depths: string
 }
 
 const options: Options = new Command('bench')
@@ -35,6 +37,8 @@ const options: Options = new Command('bench')
   .option('--rounds <count>', 'samples of each contender', '7')
   .option('--no-peer', 'leave the peer out')
   .option('--models <sizes>', 'published sizes that race as whole models; none: no model', 'gemma-3-1b')
+  .option('--prompts <lengths>', 'of whole models: prompts whose prefill is timed; none: no such row', '512,2048')
+  .option('--depths <lengths>', 'of whole models: contexts at which decoding is timed', '512,4096')
   .parse()
   .opts<Options>()
 
@@ -166,10 +170,18 @@ for (const isa of isas) {
   }
 }
 console.log(formatTable(lines))
+const lengths = (list: string): number[] => (list === 'none' ? [] : list.split(',').map(Number))
 const sizes = words.length > 0 && !words.includes('models') ? [] : options.models.split(',')
 for (const size of sizes.filter((name) => name !== 'none')) {
   // Whole models take minutes: the most threads only.
-  await raceModel(size as GemmaSizeName, Math.max(...threadCounts), Math.min(5, Number(options.rounds)), (row) => {
+  const settings = {
+    threads: Math.max(...threadCounts),
+    rounds: Math.min(5, Number(options.rounds)),
+    peer: options.peer,
+    prompts: lengths(options.prompts),
+    depths: lengths(options.depths),
+  }
+  await raceModel(size as GemmaSizeName, settings, (row) => {
     report.models.push(row)
     console.log(formatModelRow(row))
   })

@@ -61,14 +61,22 @@ const shapes: Partial<Record<GemmaSizeName, Shape>> = {
   'gemma-3-4b': { layers: 34, globals: 5, kvHeads: 4, window: 1024, layerBytes: 1_804_861_440, headBytes: 713_031_680 },
 }
 
-/**
- * @param rounds Samples of each contender.
- * @returns Rows; with their peers' columns where node-llama-cpp is installed in benchmarks/peers/node-llama-cpp.
- */
+export interface RaceOptions {
+  readonly threads: number
+  /** Samples of each contender. */
+  readonly rounds: number
+  /** Whether node-llama-cpp takes part, where it is installed in benchmarks/peers/node-llama-cpp. */
+  readonly peer: boolean
+  /** Lengths of prompts whose prefill is timed. */
+  readonly prompts: readonly number[]
+  /** Lengths of contexts at which decoding is timed. */
+  readonly depths: readonly number[]
+}
+
+/** Runs the cases of one published size, and hands out each row as it is known. */
 export async function raceModel(
   size: GemmaSizeName,
-  threads: number,
-  rounds: number,
+  { threads, rounds, peer: wanted, prompts: promptLengths, depths }: RaceOptions,
   onRow: (row: ModelRow) => void,
 ): Promise<void> {
   const shape = shapes[size]
@@ -78,13 +86,12 @@ export async function raceModel(
   const path = join(folder, `${size}-q4_0.gguf`)
   if (!existsSync(path)) await writeSynthetic(path, { size, type: 'q4_0', headType: 'q8_0', seed: 1 })
 
-  const withPeer = existsSync(peerFolder)
-  if (!withPeer)
+  const withPeer = wanted && existsSync(peerFolder)
+  if (wanted && !withPeer)
     console.error(
       'node-llama-cpp is not installed (npm install --prefix benchmarks/peers/node-llama-cpp): no peer columns',
     )
-  const depths = [512, 4096]
-  const contextLength = 4096 + 1024
+  const contextLength = Math.max(8 * 512, ...promptLengths, ...depths) + 1024
   const next = prompts()
   using device = await Device.open('cpu', { threads })
 
@@ -144,7 +151,7 @@ export async function raceModel(
       )
       emit('load to first token', 's', load.values)
       // The head is one row of a prefill: its format shows in decoding alone.
-      for (const tokens of stored ? [512, 2048] : []) {
+      for (const tokens of stored ? promptLengths : []) {
         const { values } = await ask(
           all,
           'prefill',

@@ -3,7 +3,7 @@
 //
 //   x [M, K] f32|bf16  →  tiles of up to kTileRows rows; a tile is a run of entries, one per group of 32 columns:
 //
-//   entry of a tile of H rows     codes [8][H][4] s8    scales [H] f32    first [H] 32-bit    second [H] 32-bit (some
+//   entry of a tile of H rows     codes [4][H][8] s8    scales [H] f32    first [H] 32-bit    second [H] 32-bit (some
 //   schemes)
 //
 //   scale = max|x| / 127 over the group, code = round(x · (127 / max|x|)) to nearest even, −127 … 127. A group whose
@@ -12,7 +12,8 @@
 //   each scheme wants (Corrections).
 //
 // One pointer walks through an entry: with six separate rows the address arithmetic would compete with the dot
-// products, and rows a power of two apart would share a cache set.
+// products, and rows a power of two apart would share a cache set. A dot product takes four bytes of a row, a product of
+// byte matrices eight of each of two rows: both find them side by side.
 #pragma once
 #include "ops/weight_panels.h"
 
@@ -37,6 +38,11 @@ struct Corrections {
   } kind;
   int zero;
 };
+
+// Offset in an entry of the four codes of row h that step `step` takes.
+LAPIDARY_INLINE constexpr int codes_at(int step, int h, int height) {
+  return (step / 2 * height + h) * 8 + step % 2 * 4;
+}
 
 LAPIDARY_INLINE constexpr int words_per_row(Corrections::Kind kind) {
   return kSteps + (kind == Corrections::kStart || kind == Corrections::kSum ? 2 : 3);
@@ -117,7 +123,7 @@ LAPIDARY_INLINE void quantize_group(const TensorView& x, int64_t offset, int64_t
     F32& sum = sums[v * 2 / kVectors];
     sum = add(sum, code);
   }
-  for (int step = 0; step < kSteps; ++step) memcpy(entry + (step * height + h) * 4, codes + step * 4, 4);
+  for (int step = 0; step < kSteps; step += 2) memcpy(entry + codes_at(step, h, height), codes + step * 4, 8);
   unsigned char* words = entry + (kSteps * height + h) * 4;
   store_as<float>(words, scale);
   // Sums of at most 32 codes of at most 127: exact in f32, in any order.

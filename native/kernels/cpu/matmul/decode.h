@@ -12,6 +12,7 @@
 // matmul while the ops before it run (matmul_prefetch). From 8 rows on a Zen 5 core is bound by its dot products, which
 // share two ports with multiplication and fma, at 80 % of their peak as in matmul/prefill.h.
 #pragma once
+#include "kernels/cpu/matmul/byte_matrices.h"
 #include "kernels/cpu/matmul/epilogue.h"
 
 namespace lapidary {
@@ -35,6 +36,35 @@ struct RecordLines {
   static constexpr int kEach = kAll / 8, kRest = kAll % 8;
 };
 
+// Integer sums of H rows of x against one panel, for a group or half of one. One row has no neighbour to be paired with.
+template <int kBits, int H, bool kPaired = kByteMatrices && (H > 1)>
+struct GroupDots {
+  DotSum<kBits> sums[H];
+
+  LAPIDARY_MEMBER_INLINE explicit GroupDots(const int32_t (&starts)[H]) {
+    for (int h = 0; h < H; ++h) sums[h] = dot_start<kBits>(starts[h]);
+  }
+  // Steps `step` and step + 1 of an entry, the sums' own steps `own` and own + 1.
+  LAPIDARY_MEMBER_INLINE void add(Bytes even, Bytes odd, const unsigned char* entry, int step, int own) {
+    for (int h = 0; h < H; ++h) dot_step<kBits>(sums[h], even, broadcast4(entry + codes_at(step, h, H)), own);
+    for (int h = 0; h < H; ++h) dot_step<kBits>(sums[h], odd, broadcast4(entry + codes_at(step + 1, h, H)), own + 1);
+  }
+  LAPIDARY_MEMBER_INLINE I32 lanes(int h, int32_t start) const { return dot_finish<kBits>(sums[h], start); }
+};
+
+template <int kBits, int H>
+struct GroupDots<kBits, H, true> {
+  PairDots<H, 1> dots;
+
+  LAPIDARY_MEMBER_INLINE explicit GroupDots(const int32_t (&starts)[H]) : dots(starts) {}
+  LAPIDARY_MEMBER_INLINE void add(Bytes even, Bytes odd, const unsigned char* entry, int step, int) {
+    order_steps(even, odd);
+    const Bytes w[1][2] = {{even, odd}};
+    dots.add(w, entry, step);
+  }
+  LAPIDARY_MEMBER_INLINE I32 lanes(int h, int32_t) const { return dots.lanes(h, 0); }
+};
+
 // Adds the products of one group: half of a record's lines. `ahead`: the record to prefetch, or null. Prefetches lie
 // between the loads: nine in a row cost 15 % of the bandwidth of one Zen 5 core.
 template <class Format, int H>
@@ -49,12 +79,9 @@ LAPIDARY_INLINE void decode_group(F32 (&sums)[H], const unsigned char* head, con
 
   F32 f0[H];
   for (int half = 0; half < (kHalves ? 2 : 1); ++half) {
-    DotSum<kBits> dots[H];
     int32_t starts[H];
-    for (int h = 0; h < H; ++h) {
-      starts[h] = kStarts ? load_as<int32_t>(words + (1 + half) * H * 4 + h * 4) : 0;
-      dots[h] = dot_start<kBits>(starts[h]);
-    }
+    for (int h = 0; h < H; ++h) starts[h] = kStarts ? load_as<int32_t>(words + (1 + half) * H * 4 + h * 4) : 0;
+    GroupDots<kBits, H> dots(starts);
     const int lines = kHalves ? 2 : 4;
 #pragma GCC unroll 4
     for (int line = 0; line < lines; ++line) {
@@ -64,15 +91,12 @@ LAPIDARY_INLINE void decode_group(F32 (&sums)[H], const unsigned char* head, con
       }
       Bytes even, odd;
       expand_line<kBits>(record + Format::subscale_bytes, group, step / 2, even, odd);
-      for (int h = 0; h < H; ++h) dot_step<kBits>(dots[h], even, broadcast4(entry + (step * H + h) * 4), 2 * line);
-      for (int h = 0; h < H; ++h) {
-        dot_step<kBits>(dots[h], odd, broadcast4(entry + ((step + 1) * H + h) * 4), 2 * line + 1);
-      }
+      dots.add(even, odd, entry, step, 2 * line);
     }
     GroupScales scales = {};
     if (half == (kHalves ? 1 : 0)) scales = Format::load(head, record, group, bf16);
     for (int h = 0; h < H; ++h) {
-      const F32 f = to_f32(dot_finish<kBits>(dots[h], starts[h]));
+      const F32 f = to_f32(dots.lanes(h, starts[h]));
       if (kHalves && half == 0) {
         f0[h] = f;
       } else {

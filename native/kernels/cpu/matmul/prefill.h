@@ -55,6 +55,7 @@ LAPIDARY_INLINE void expand_group(const unsigned char* head, const unsigned char
       even = add_bytes(even, shift);
       odd = add_bytes(odd, shift);
     }
+    order_steps(even, odd);
     store_bytes(to + 2 * line * kStep, even);
     store_bytes(to + (2 * line + 1) * kStep, odd);
   }
@@ -89,6 +90,45 @@ static void expand_panel(const unsigned char* panel, const PanelShape& shape, in
   }
 }
 
+// The integer sums of half a group, or of a whole one, of an expanded strip and a tile: kSpan steps.
+template <int kBits, int kSpan, int H>
+LAPIDARY_INLINE void tile_dots(const unsigned char* strip, const unsigned char* entry, int half,
+                               const int32_t (&starts)[H], I32 (&out)[H][kStripPanels]) {
+  constexpr int P = kStripPanels;
+  if constexpr (kByteMatrices) {
+    PairDots<H, P> dots(starts);
+#pragma GCC unroll 4
+    for (int step = half * kSpan; step < (half + 1) * kSpan; step += 2) {
+      Bytes w[P][2];
+      for (int p = 0; p < P; ++p) {
+        for (int i = 0; i < 2; ++i) w[p][i] = load_bytes(strip + ((step + i) * P + p) * kLine);
+      }
+      dots.add(w, entry, step);
+    }
+    for (int h = 0; h < H; ++h) {
+      for (int p = 0; p < P; ++p) out[h][p] = dots.lanes(h, p);
+    }
+    return;
+  }
+  DotSum<kBits> dots[H][P];
+  for (int h = 0; h < H; ++h) {
+    for (int p = 0; p < P; ++p) dots[h][p] = dot_start<kBits>(starts[h]);
+  }
+#pragma GCC unroll 8
+  for (int step = 0; step < kSpan; ++step) {
+    const int at = half * kSpan + step;
+    Bytes w[P];
+    for (int p = 0; p < P; ++p) w[p] = load_bytes(strip + (at * P + p) * kLine);
+    for (int h = 0; h < H; ++h) {
+      const Bytes x = broadcast4(entry + codes_at(at, h, H));
+      for (int p = 0; p < P; ++p) dot_step<kBits>(dots[h][p], w[p], x, step);
+    }
+  }
+  for (int h = 0; h < H; ++h) {
+    for (int p = 0; p < P; ++p) out[h][p] = dot_finish<kBits>(dots[h][p], starts[h]);
+  }
+}
+
 // Adds `groups` groups of an expanded strip to sums[p][h][R] of one tile, or starts them at 0.
 template <ScaleScheme kScheme, int kBits, int H>
 static void prefill_tile(const unsigned char* strip, const unsigned char* entry, int64_t groups, bool start,
@@ -106,29 +146,18 @@ static void prefill_tile(const unsigned char* strip, const unsigned char* entry,
     const float* scale_vectors = reinterpret_cast<const float*>(strip + kSteps * P * kLine);
     F32 f0[H][P];
     for (int half = 0; half < (kHalves ? 2 : 1); ++half) {
-      DotSum<kBits> dots[H][P];
       int32_t starts[H];
       for (int h = 0; h < H; ++h) {
         starts[h] = kStarts ? load_as<int32_t>(words + (1 + half) * H * 4 + h * 4) : 0;
-        for (int p = 0; p < P; ++p) dots[h][p] = dot_start<kBits>(starts[h]);
       }
-      constexpr int kHalfSteps = kHalves ? kSteps / 2 : kSteps;
-#pragma GCC unroll 8
-      for (int step = 0; step < kHalfSteps; ++step) {
-        const int at = half * kHalfSteps + step;
-        Bytes w[P];
-        for (int p = 0; p < P; ++p) w[p] = load_bytes(strip + (at * P + p) * kLine);
-        for (int h = 0; h < H; ++h) {
-          const Bytes x = broadcast4(entry + (at * H + h) * 4);
-          for (int p = 0; p < P; ++p) dot_step<kBits>(dots[h][p], w[p], x, step);
-        }
-      }
+      I32 dots[H][P];
+      tile_dots<kBits, kHalves ? kSteps / 2 : kSteps>(strip, entry, half, starts, dots);
       for (int p = 0; p < P; ++p) {
         GroupScales scales = {};
         if constexpr (kScaleVectors<kScheme> >= 1) scales.a = load(scale_vectors + p * R);
         if constexpr (kScaleVectors<kScheme> == 2) scales.b = load(scale_vectors + (P + p) * R);
         for (int h = 0; h < H; ++h) {
-          const F32 f = to_f32(dot_finish<kBits>(dots[h][p], starts[h]));
+          const F32 f = to_f32(dots[h][p]);
           if (kHalves && half == 0) {
             f0[h][p] = f;
           } else {

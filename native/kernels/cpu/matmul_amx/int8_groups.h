@@ -36,7 +36,7 @@ struct ChunkScales {
 };
 
 // x as `Activations` with tiles of 16 rows, but the codes of an entry in rows: [16 rows][32 columns] s8 instead of
-// [8][16][4]. Rows past M are 0. Scales and corrections lie where Activations says.
+// [4][16][8]. Rows past M are 0. Scales and corrections lie where Activations says.
 static void pack_int8_rows(const TensorView& x, const Activations& to, int64_t rows, int thread, int threads) {
   const int64_t columns = x.dims[x.rank - 1];
   const int64_t entry_bytes = to.entry_bytes(kTileHeight);

@@ -40,6 +40,30 @@ static float probe_fma(int64_t repetitions) {
   return simd::reduce_add(sum);
 }
 
+#if LAPIDARY_SIMD_BYTE_MATRICES
+// Byte products of one repetition of probe_dot().
+static constexpr float kDotOperations = 2.f * 8 * kProbeAccumulators * simd::kLanes;
+
+static float probe_dot(int64_t repetitions) {
+  static constexpr int kPairs = kProbeAccumulators / 2;
+  simd::PairSum accumulators[kPairs];
+  for (auto& accumulator : accumulators) accumulator = simd::pair_start(0, 0);
+  unsigned char ones[4 * simd::kLanes];
+  for (auto& one : ones) one = 1;
+  simd::Bytes w = simd::load_bytes(ones), x = simd::load_bytes(ones);
+  LAPIDARY_OPAQUE(w);
+  LAPIDARY_OPAQUE(x);
+  for (int64_t r = 0; r < repetitions; ++r) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kPairs; ++i) simd::pair_add(accumulators[i], w, w, x);
+  }
+  simd::I32 sum = simd::zero_i32();
+  for (auto& accumulator : accumulators) sum = simd::add(sum, simd::pair_lanes(accumulator, 0));
+  return simd::reduce_add(simd::to_f32(sum));
+}
+#else
+static constexpr float kDotOperations = 2.f * 4 * kProbeAccumulators * simd::kLanes;
+
 static float probe_dot(int64_t repetitions) {
   simd::I32 accumulators[kProbeAccumulators];
   for (auto& accumulator : accumulators) accumulator = simd::zero_i32();
@@ -56,6 +80,7 @@ static float probe_dot(int64_t repetitions) {
   for (auto& accumulator : accumulators) sum = simd::add(sum, accumulator);
   return simd::reduce_add(simd::to_f32(sum));
 }
+#endif
 
 // `special(kind, repetitions, operations)` serves the kinds that only some instruction sets have, and returns a value
 // that the work flows into; it leaves operations at 0 for those it lacks.
@@ -80,7 +105,7 @@ static void probe_with(const Call& call, Team& team, Special special) {
       result = probe_fma(params.repetitions);
       break;
     case ProbeKind::dot_i8:
-      operations = 2.f * 4 * kProbeAccumulators * simd::kLanes;
+      operations = kDotOperations;
       result = probe_dot(params.repetitions);
       break;
     default: result = special(params.kind, params.repetitions, operations);
