@@ -93,6 +93,8 @@ export interface GemmaInfo extends EngineSizes {
         readonly weightBytes: number
         /** Whether they came from the packed cache. */
         readonly fromCache: boolean
+        /** Of the tower's intermediates, from the first image on. */
+        readonly arenaBytes: number
       }
     | undefined
   /** Captured steps, and the memory of their intermediates. */

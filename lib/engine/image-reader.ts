@@ -15,6 +15,7 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts'
 import type { CheckedLimits } from '../vision/image-source.ts'
 import { type ContentPart, type ImagePart, type PlacedImage, placeContent, placeMessages } from './content.ts'
 import type { Engine } from './engine.ts'
+import type { GemmaInfo } from './gemma.ts'
 import type { ReadyPrompt } from './generation.ts'
 import { imageFrameTokens, imagePrompt } from './image-prompt.ts'
 import { ImageStore, type StoredImage } from './image-store.ts'
@@ -42,7 +43,7 @@ export class ImageReader implements AsyncDisposable {
   readonly #store: ImageStore
   readonly #closing = new AbortController()
   #runner: Promise<VisionRunner> | undefined
-  #loaded = { weightBytes: 0, fromCache: false }
+  #loaded = { weightBytes: 0, arenaBytes: 0, fromCache: false }
 
   constructor(
     device: Device,
@@ -61,7 +62,7 @@ export class ImageReader implements AsyncDisposable {
     this.#store = new ImageStore(vision.config, options.limits, (pixels, signal) => this.#encode(pixels, signal))
   }
 
-  info(): { path: string; imageSize: number; imageTokens: number; weightBytes: number; fromCache: boolean } {
+  info(): NonNullable<GemmaInfo['vision']> {
     const { path, config } = this.#vision
     return { path, imageSize: config.imageSize, imageTokens: config.imageTokens, ...this.#loaded }
   }
@@ -165,8 +166,10 @@ export class ImageReader implements AsyncDisposable {
       })
       try {
         this.#stream.wait(stream)
-        this.#loaded = { weightBytes: model.weightBytes, fromCache: model.fromCache }
-        return new VisionRunner(this.#device, this.#stream, model)
+        const runner = new VisionRunner(this.#device, this.#stream, model)
+        const { weightBytes, fromCache } = model
+        this.#loaded = { weightBytes, arenaBytes: runner.arenaBytes, fromCache }
+        return runner
       } catch (error) {
         model.dispose()
         throw error
