@@ -10,7 +10,7 @@ import { LapidaryError } from '../errors.ts'
 import { bundledModel } from '../index.ts'
 import { type GemmaConfig, gemmaConfig } from '../models/gemma/config.ts'
 import { type ModelWeights, modelWeights } from '../models/gemma/weights.ts'
-import { findVision } from '../models/siglip/find.ts'
+import { type FoundVision, findVision } from '../models/siglip/find.ts'
 import { Tokenizer } from '../tokenizer/tokenizer.ts'
 import { formatBytes, formatCount, formatNumber, formatParameters, formatTable, formatTokens } from './format.ts'
 import { packedBytes, packedHeadBytes } from './packed-size.ts'
@@ -51,6 +51,8 @@ export interface Inspection {
     readonly imageSize: number
     /** Of an image. */
     readonly imageTokens: number
+    /** Bytes of the tower in memory once it is packed, which is when the first image comes. */
+    readonly packed?: number
   }
   /** Why the tower that lies there does not run. */
   readonly visionProblem?: string
@@ -125,7 +127,39 @@ function describeVision(checkpoint: Checkpoint, text: GemmaConfig): Pick<Inspect
   if (problem) return { visionProblem: problem.message }
   if (!found) return {}
   const { layers, imageSize, imageTokens } = found.config
-  return { vision: { path: found.path, layers, imageSize, imageTokens } }
+  const packed = packedVisionSize(found)
+  return { vision: { path: found.path, layers, imageSize, imageTokens, ...(packed !== undefined && { packed }) } }
+}
+
+/** Packed matrices; norms, biases and positions in f32. */
+function packedVisionSize({ config, weights }: FoundVision): number | undefined {
+  const { patch, layers, positions, finalNorm, softNorm, projection } = weights
+  const { width, patchSize, hiddenSize } = config
+  const stored = (weight: StoredTensor, shape: readonly [number, number]) =>
+    packedBytes({ name: weight.name, shape, format: 'stored', weight })
+  // It is turned, and so kept as floats.
+  const isHalf = projection.dtype === 'bf16' || projection.dtype === 'f16'
+  const matrices = [
+    stored(patch.weight, [width, 3 * patchSize ** 2]),
+    ...layers.flatMap(({ q, k, v, output, up, down }) =>
+      [q, k, v, output, up, down].map(({ weight }) => packedBytes(weight)),
+    ),
+    stored(isHalf ? projection : { ...projection, dtype: 'f32' }, [hiddenSize, width]),
+  ]
+  if (matrices.includes(undefined)) return undefined
+  const vectors = [
+    patch.bias,
+    positions,
+    ...layers.flatMap(({ attentionNorm, ffnNorm, q, k, v, output, up, down }) => [
+      ...[attentionNorm, ffnNorm].flatMap(({ weight, bias }) => [weight, bias]),
+      ...[q, k, v, output, up, down].map(({ bias }) => bias),
+    ]),
+    finalNorm.weight,
+    finalNorm.bias,
+    softNorm,
+  ]
+  const floats = vectors.reduce((sum, { shape }) => sum + 4 * size(shape), 0)
+  return (matrices as number[]).reduce((sum, bytes) => sum + bytes, floats)
 }
 
 const size = (shape: readonly number[]): number => shape.reduce((product, dim) => product * dim, 1)
@@ -254,9 +288,10 @@ function configRows(config: GemmaConfig): string[][] {
 function imageRows({ vision, visionProblem, path }: Inspection): string[][] {
   if (visionProblem !== undefined) return [['images', `none: ${visible(visionProblem)}`]]
   if (!vision) return []
-  const { imageSize, imageTokens, layers } = vision
+  const { imageSize, imageTokens, layers, packed } = vision
+  const memory = packed === undefined ? '' : `, ${formatBytes(packed)} in memory`
   const where = vision.path === path ? '' : `, ${visible(vision.path)}`
-  return [['images', `${imageSize} × ${imageSize} pixels, ${imageTokens} tokens, ${layers} layers${where}`]]
+  return [['images', `${imageSize} × ${imageSize} pixels, ${imageTokens} tokens, ${layers} layers${memory}${where}`]]
 }
 
 /** The report for people. */

@@ -91,6 +91,10 @@ export interface GemmaInfo extends EngineSizes {
         readonly imageTokens: number
         /** Of the packed matrices, in memory; 0 until the first image comes. */
         readonly weightBytes: number
+        /** Whether they came from the packed cache. */
+        readonly fromCache: boolean
+        /** Of the tower's intermediates, from the first image on. */
+        readonly arenaBytes: number
       }
     | undefined
   /** Captured steps, and the memory of their intermediates. */
@@ -525,6 +529,7 @@ export class Gemma implements AsyncDisposable {
         limits: checkLimits(options.images),
         activations: this.#model.activations,
         weights: options.weights,
+        packedCache: options.packedCache,
       })
     return { cache, runner, engine, images }
   }

@@ -15,6 +15,7 @@ import type { Tokenizer } from '../tokenizer/tokenizer.ts'
 import type { CheckedLimits } from '../vision/image-source.ts'
 import { type ContentPart, type ImagePart, type PlacedImage, placeContent, placeMessages } from './content.ts'
 import type { Engine } from './engine.ts'
+import type { GemmaInfo } from './gemma.ts'
 import type { ReadyPrompt } from './generation.ts'
 import { imageFrameTokens, imagePrompt } from './image-prompt.ts'
 import { ImageStore, type StoredImage } from './image-store.ts'
@@ -25,6 +26,7 @@ export interface ImageReaderOptions {
   readonly limits: CheckedLimits
   readonly activations: 'f32' | 'bf16'
   readonly weights?: 'stored' | 'f32' | undefined
+  readonly packedCache?: boolean | string | undefined
 }
 
 interface PromptOptions {
@@ -41,7 +43,7 @@ export class ImageReader implements AsyncDisposable {
   readonly #store: ImageStore
   readonly #closing = new AbortController()
   #runner: Promise<VisionRunner> | undefined
-  #weightBytes = 0
+  #loaded = { weightBytes: 0, arenaBytes: 0, fromCache: false }
 
   constructor(
     device: Device,
@@ -60,9 +62,9 @@ export class ImageReader implements AsyncDisposable {
     this.#store = new ImageStore(vision.config, options.limits, (pixels, signal) => this.#encode(pixels, signal))
   }
 
-  info(): { path: string; imageSize: number; imageTokens: number; weightBytes: number } {
+  info(): NonNullable<GemmaInfo['vision']> {
     const { path, config } = this.#vision
-    return { path, imageSize: config.imageSize, imageTokens: config.imageTokens, weightBytes: this.#weightBytes }
+    return { path, imageSize: config.imageSize, imageTokens: config.imageTokens, ...this.#loaded }
   }
 
   /** The prompt of a conversation. @throws (rejects) as `Gemma.chat` says. */
@@ -152,19 +154,22 @@ export class ImageReader implements AsyncDisposable {
   /** On a stream of its own: steps go on meanwhile. A load that failed is tried again with the next image. */
   async #load(): Promise<VisionRunner> {
     const stream = this.#device.createStream()
-    const { activations, weights } = this.#options
+    const { activations, weights, packedCache } = this.#options
     try {
       const { config, weights: stored } = this.#vision
       const model = await VisionModel.load(this.#device, config, stored, {
         activations,
         weights,
+        packedCache,
         stream,
         signal: this.#closing.signal,
       })
       try {
         this.#stream.wait(stream)
-        this.#weightBytes = model.weightBytes
-        return new VisionRunner(this.#device, this.#stream, model)
+        const runner = new VisionRunner(this.#device, this.#stream, model)
+        const { weightBytes, fromCache } = model
+        this.#loaded = { weightBytes, arenaBytes: runner.arenaBytes, fromCache }
+        return runner
       } catch (error) {
         model.dispose()
         throw error

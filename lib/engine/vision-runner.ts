@@ -35,6 +35,11 @@ export class VisionRunner implements Disposable {
     return this.#model.weightBytes
   }
 
+  /** Of the intermediates, which all parts share. */
+  get arenaBytes(): number {
+    return this.#programs.layers[0]?.info().arenaBytes ?? 0
+  }
+
   /** Queues the first part. @returns f32 [patches, width] */
   begin(pixels: Uint8Array): Tensor {
     const patches = imagePatches(pixels, this.#model.tensors.config)

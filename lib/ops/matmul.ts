@@ -5,12 +5,12 @@
 import { choiceIndex, defineOp, type Op } from '../op.ts'
 import type { Tensor } from '../tensor.ts'
 
-const epilogues = ['none', 'geglu'] as const
+const epilogues = ['none', 'geglu', 'gelu'] as const
 const outputDtypes = ['f32', 'bf16'] as const
 
 /** @internal The op behind `matmul`. */
 export const matmulOp: Op = defineOp('matmul', {
-  inputs: ['x', 'weight', 'bias?'],
+  inputs: ['x', 'weight', 'bias?', 'residual?'],
   attributes: ['epilogue', 'outputDtype'],
   outputs: ['out'],
 })
@@ -21,15 +21,17 @@ export interface MatmulOptions {
   readonly bias?: Tensor
   /**
    * `geglu`: the weight is gate and up stacked by `stackWeights(…, { interleave: 'gate_up' })`, and the result is
-   * gelu(x·gateᵀ) · (x·upᵀ) with half as many columns. Default `none`.
+   * gelu(x·gateᵀ) · (x·upᵀ) with half as many columns. `gelu`: gelu(x·Wᵀ), the tanh form. Default `none`.
    */
   readonly epilogue?: (typeof epilogues)[number]
+  /** f32 of the result's shape, contiguous: added last, before the result is rounded. */
+  readonly residual?: Tensor
   /** Default `f32`. */
   readonly outputDtype?: (typeof outputDtypes)[number]
 }
 
 /**
- * y = x · Wᵀ (+ bias).
+ * y = x · Wᵀ (+ bias), with an activation and a residual where asked for: residual + gelu(x · Wᵀ + bias).
  *
  * @param x f32 or bf16 [..., K]; rows may be strided.
  * @param weight W [N, K]: packed by `packWeights` (any of its formats), or an unpacked f32, f16 or bf16 matrix (slower).
@@ -45,9 +47,9 @@ export interface MatmulOptions {
  * const y = matmul(x, packWeights(stored))
  */
 export function matmul(x: Tensor, weight: Tensor, options: MatmulOptions = {}): Tensor {
-  const { bias, epilogue, outputDtype } = options
+  const { bias, epilogue, residual, outputDtype } = options
   return matmulOp.one(
-    [x, weight, bias],
+    [x, weight, bias, residual],
     [choiceIndex(epilogues, epilogue, 'epilogue'), choiceIndex(outputDtypes, outputDtype, 'outputDtype')],
   )
 }

@@ -7,6 +7,7 @@ import { lookup as dnsLookup, type LookupAddress } from 'node:dns'
 import { type ClientRequest, request as httpRequest, type IncomingMessage } from 'node:http'
 import { request as httpsRequest } from 'node:https'
 import { BlockList, isIP, isIPv4, isIPv6, type LookupFunction, type Socket } from 'node:net'
+import { createSecureContext } from 'node:tls'
 import { describeValue, LapidaryError } from '../errors.ts'
 
 /** Resolves a name to addresses. */
@@ -33,11 +34,16 @@ export interface RemoteImageOptions {
   readonly maxRedirects?: number | undefined
   /** Fetches at a time; more wait, within their time. Default 8. */
   readonly maxConcurrent?: number | undefined
+  /** Authorities that certificates may come from, in PEM, in place of Node's own: for networks with one of their own. */
+  readonly ca?: string | undefined
   /** Default: the system's resolver. */
   readonly resolve?: Resolve | undefined
 }
 
-type Checked = { readonly [K in keyof RemoteImageOptions]-?: NonNullable<RemoteImageOptions[K]> }
+type Checked = { readonly [K in Exclude<keyof RemoteImageOptions, 'ca'>]-?: NonNullable<RemoteImageOptions[K]> } & Pick<
+  RemoteImageOptions,
+  'ca'
+>
 
 /**
  * Fetches images with limits on size, time, redirects and addresses. A name is resolved once per request, all its addresses are checked, and
@@ -123,7 +129,7 @@ export class RemoteImages {
 
   /** The body, or where it has moved to. */
   async #get(url: URL, signal: AbortSignal): Promise<Uint8Array | URL> {
-    const { maxBytes } = this.#options
+    const { maxBytes, ca } = this.#options
     const address = await this.#addressOf(url, signal)
     return await new Promise((resolve, reject) => {
       const request = (url.protocol === 'https:' ? httpsRequest : httpRequest)(url, {
@@ -131,6 +137,7 @@ export class RemoteImages {
         agent: false,
         lookup: pinned(address),
         signal,
+        ...(ca !== undefined && { ca }),
         maxHeaderSize: 16_384,
         headers: { accept: 'image/*', 'accept-encoding': 'identity', 'user-agent': 'lapidary' },
       })
@@ -325,6 +332,7 @@ function checkOptions(options: RemoteImageOptions): Checked {
     timeoutMs = 10_000,
     maxRedirects = 3,
     maxConcurrent = 8,
+    ca,
     resolve = systemResolve,
   } = options
   const check = (name: string, holds: boolean, expected: string, got: unknown) => {
@@ -353,6 +361,7 @@ function checkOptions(options: RemoteImageOptions): Checked {
   )
   const isChoice = typeof allowPrivateAddresses === 'boolean' || typeof allowPrivateAddresses === 'function'
   check('allowPrivateAddresses', isChoice, 'true, false or a function', allowPrivateAddresses)
+  check('ca', ca === undefined || isPem(ca), 'certificates in PEM', ca)
   check('resolve', typeof resolve === 'function', 'a function', resolve)
   const counts = { maxBytes, timeoutMs, maxConcurrent, maxRedirects: maxRedirects + 1 }
   for (const [name, value] of Object.entries(counts)) {
@@ -372,7 +381,18 @@ function checkOptions(options: RemoteImageOptions): Checked {
     timeoutMs,
     maxRedirects,
     maxConcurrent,
+    ca,
     resolve,
+  }
+}
+
+function isPem(ca: unknown): boolean {
+  if (typeof ca !== 'string' || !ca.includes('-----BEGIN CERTIFICATE-----')) return false
+  try {
+    createSecureContext({ ca })
+    return true
+  } catch {
+    return false
   }
 }
 

@@ -6,10 +6,10 @@
 namespace lapidary {
 namespace {
 
-constexpr InputSpec kInputs[] = {{"x"}, {"weight"}, {"bias", true}};
-enum Input { kX, kWeight, kBias };
+constexpr InputSpec kInputs[] = {{"x"}, {"weight"}, {"bias", true}, {"residual", true}};
+enum Input { kX, kWeight, kBias, kResidual };
 constexpr AttributeSpec kAttributes[] = {
-    {"epilogue", AttributeKind::choice, 0, "none|geglu"},
+    {"epilogue", AttributeKind::choice, 0, "none|geglu|gelu"},
     {"outputDtype", AttributeKind::choice, 0, "f32|bf16"},
 };
 constexpr const char* kOutputs[] = {"out"};
@@ -39,7 +39,8 @@ Status plan(PlanContext& context) {
     return error(Code::kShapeMismatch, "matmul: weight: expected at most %lld columns, got %s", (long long)kMaxColumns,
                  describe(w).c_str());
   }
-  const bool geglu = context.attributes[0] == 1;
+  const MatmulEpilogue epilogue = MatmulEpilogue(int(context.attributes[0]));
+  const bool geglu = epilogue == MatmulEpilogue::geglu;
   if (geglu && !(w.layout == Layout::panels && (w.flags & kPanelGateUp))) {
     return error(
         Code::kLayoutUnsupported,
@@ -52,26 +53,35 @@ Status plan(PlanContext& context) {
     LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kBias));
     LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kBias, 0, w.dims[0], "the rows of weight"));
   }
-  context.call.params_as<MatmulParams>().epilogue = geglu ? MatmulEpilogue::geglu : MatmulEpilogue::none;
+  context.call.params_as<MatmulParams>().epilogue = epilogue;
   TensorView shape = x;
   shape.dims[x.rank - 1] = geglu ? w.dims[0] / 2 : w.dims[0];
+  if (context.call.in[kResidual].present()) {
+    LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kResidual, {DType::f32}));
+    LAPIDARY_RETURN_IF_ERROR(expect_rank(context, kResidual, x.rank));
+    LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kResidual));
+    for (int i = 0; i < x.rank; ++i)
+      LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kResidual, i, shape.dims[i], "the result"));
+  }
   set_output_like(context, 0, context.attributes[1] == 1 ? DType::bf16 : DType::f32, shape);
   return {};
 }
 
-// Weights once, x once, the output once.
+// Weights once, x once, the output once, and what it is added to.
 Cost cost(const Call& call) {
   const TensorView& x = call.in[kX];
   const TensorView& w = call.in[kWeight];
   const double rows = double(row_count(x));
-  return {double(storage_bytes(w)) + double(storage_bytes(x)) + double(storage_bytes(call.out[0])),
+  const TensorView& residual = call.in[kResidual];
+  return {double(storage_bytes(w)) + double(storage_bytes(x)) + double(storage_bytes(call.out[0])) +
+              (residual.present() ? double(storage_bytes(residual)) : 0),
           2 * rows * double(w.dims[0]) * double(w.dims[1])};
 }
 
 }  // namespace
 
 const Contract& contract_matmul() {
-  static constexpr Contract contract = {"matmul", kInputs, 3, kAttributes, 2, kOutputs, 1, &plan, &cost};
+  static constexpr Contract contract = {"matmul", kInputs, 4, kAttributes, 2, kOutputs, 1, &plan, &cost};
   return contract;
 }
 

@@ -1,18 +1,21 @@
-// matmul.h: contract of matmul: y = x · Wᵀ (+ bias), with GeGLU as an epilogue.
+// matmul.h: contract of matmul: y = x · Wᵀ (+ bias), with GeLU or GeGLU as an epilogue, added to a residual.
 //
 //   x       f32|bf16 [.., K], last dimension contiguous; with two dimensions rows may be strided, otherwise contiguous
 //   weight  W [N, K]: panels of this device's panel_rows (ops/weight_panels.h, every format), or f32|f16|bf16 with
 //           strided rows (correct, not fast)
 //   bias    f32 [N], added before the epilogue
-//   out     f32|bf16 [.., N]; epilogue geglu: [.., N/2] = gelu(x·gateᵀ + …) · (x·upᵀ + …), the tanh form, for a weight
-//           stacked with kPanelGateUp. Without the epilogue such a weight gives [gate, up]. No rows: no work
+//   residual  f32 of out's shape, contiguous: added last, before out is rounded
+//   out     f32|bf16 [.., N]. Epilogue gelu: the tanh form of each element. Epilogue geglu: [.., N/2] = gelu(x·gateᵀ + …) ·
+//           (x·upᵀ + …) for a weight stacked with kPanelGateUp; without it such a weight gives [gate, up]. No rows: no work
 //
 // What is computed:
 //   integer formats  x is rounded to int8 in groups of 32 consecutive columns, q = round(x · 127 / max|x|), half to even,
 //                    scale = max|x| / 127. Within a group integer sums are exact; groups are scaled and added in f32 by
 //                    fused multiply-adds in increasing k (kernels/cpu/matmul/panel_codecs.h has the formula of each
 //                    format). A NaN or infinity in a group of x makes its row NaN.
-//   float formats    weights exact, x in f32, f32 fused multiply-adds in a fixed order
+//   float formats    weights exact, x in f32, f32 fused multiply-adds in a fixed order. Where the processor multiplies pairs of
+//                    bf16, bf16 weights times bf16 x are: products and order are as exact and as fixed, and numbers below
+//                    2⁻¹²⁶ count as 0 (kernels/cpu/matmul_avx512_bf16.inl.h)
 //   On AMX with more than 8 rows, bf16, f16 and sfp8 weights, and with more than 48 rows integer formats too, are
 //   multiplied as bf16: x and the dequantised weights rounded to nearest even, f32 accumulation
 //   (kernels/cpu/matmul_amx.inl.h).
@@ -29,7 +32,7 @@
 
 namespace lapidary {
 
-enum class MatmulEpilogue : uint8_t { none, geglu };
+enum class MatmulEpilogue : uint8_t { none, geglu, gelu };
 
 struct MatmulParams {
   MatmulEpilogue epilogue;

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import sharp from 'sharp'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { writeHf } from '../engine/vision-model.ts'
+import { Gemma } from '../../lib/index.ts'
+import { tower, writeHf } from '../engine/vision-model.ts'
 import { compileLibrary } from '../support/child.ts'
 import { jsonLines, runCli } from './cli.ts'
 
@@ -69,7 +70,14 @@ test('what cannot be shown is an error', async () => {
 test('inspect tells how a model sees', async () => {
   const { code, stdout } = await runCli(['inspect', model])
   expect(code).toBe(0)
-  expect(stdout).toMatch(/images +48 × 48 pixels, 16 tokens, 2 layers\n/)
+  expect(stdout).toMatch(/images +48 × 48 pixels, 16 tokens, 2 layers, \d+ KiB in memory\n/)
   const json = await runCli(['inspect', '--json', model])
-  expect(JSON.parse(json.stdout).vision).toEqual({ path: model, layers: 2, imageSize: 48, imageTokens: 16 })
+  const { vision } = JSON.parse(json.stdout)
+  expect(vision).toMatchObject({ path: model, layers: 2, imageSize: 48, imageTokens: 16 })
+  // What is packed then: the matrices, and in f32 norms, biases and positions.
+  const { layers, width, ffnSize, imageSize, patchSize } = tower
+  const vectors = width * (1 + (imageSize / patchSize) ** 2 + layers * 9 + 3) + layers * ffnSize
+  await using gemma = await Gemma.load(model, { threads: 1, packedCache: false, contextLength: 64 })
+  await gemma.encodeImage({ data: new Uint8Array(imageSize ** 2 * 3), width: imageSize, height: imageSize })
+  expect(vision.packed).toBe((gemma.info().vision?.weightBytes ?? 0) + 4 * vectors)
 })

@@ -452,6 +452,25 @@ test('encodeImage gives the soft tokens of each view, and what it encoded is kno
   await rejectsCode(shared.encodeImage('/nowhere.png'), 'ERR_FILE')
 })
 
+test('images leave no memory of the device behind, and neither do those that fail', async () => {
+  const device = await openDevice(exactIsa, 1)
+  await shared.encodeImage(picture(80))
+  const { weightBytes, arenaBytes } = shared.info().vision!
+  expect(Math.min(weightBytes, arenaBytes)).toBeGreaterThan(0)
+  await device.stream.synchronize()
+  const { buffers, bytes } = device.memory()
+  for (const seed of [81, 82, 83]) await shared.encodeImage(picture(seed))
+  const abort = new AbortController()
+  const given = shared.encodeImage(picture(84), { signal: abort.signal })
+  setTimeout(() => abort.abort(), 1)
+  await given.catch(() => {})
+  await rejectsCode(shared.encodeImage(Buffer.from('no image')), 'ERR_INVALID_ARGUMENT')
+  await shared.encodeImage(picture(85))
+  await device.stream.synchronize()
+  expect(device.memory()).toMatchObject({ buffers, bytes })
+  expect(shared.info().vision).toMatchObject({ weightBytes, arenaBytes })
+})
+
 test('content ids are never given twice, however many are forgotten', () => {
   const ids = new ContentIds()
   const first = ids.of('a')

@@ -18,6 +18,8 @@ export interface Case {
   readonly xDtype: 'f32' | 'bf16'
   readonly bias?: boolean
   readonly geglu?: boolean
+  readonly gelu?: boolean
+  readonly residual?: boolean
   readonly outputDtype?: 'f32' | 'bf16'
   /** Of x, which is made larger by them; NaN lies outside. */
   readonly cuts?: readonly Cut[]
@@ -35,6 +37,7 @@ export type Inputs = {
   readonly upScales: HostTensor | undefined
   readonly upZeros: HostTensor | undefined
   readonly bias: HostTensor | undefined
+  readonly residual: HostTensor | undefined
 }
 export type OnDevice = { readonly [K in keyof Inputs]: Inputs[K] extends HostTensor ? Tensor : Tensor | undefined }
 
@@ -103,6 +106,19 @@ const gegluCases = weightForms.flatMap((form, index) =>
   }),
 )
 
+/** What a feed-forward layer with biases asks for: an activation, and the sum with what the layer began with. */
+const fusedCases = weightForms.map((form, index): Case => {
+  // Every path of every instruction set, by turns.
+  const rows = [2, 66, 11, 35][index % 4]!
+  const [outputs, columns] = [form.format === 'awq' ? 24 : 21, near([96, 352, 128][index % 3]!, form.granule)]
+  const parts = { bias: index % 3 > 0, gelu: index % 5 > 1, residual: index % 5 < 3 }
+  const outputDtype = index % 7 < 3 ? 'bf16' : 'f32'
+  const xDtype = index % 2 ? 'bf16' : 'f32'
+  const names = (['bias', 'gelu', 'residual'] as const).filter((part) => parts[part]).join(', ')
+  const name = `${form.name}: ${names} ${rows} × [${outputs}, ${columns}]`
+  return { name, form, lead: [rows], outputs, columns, xDtype, outputDtype, ...parts }
+})
+
 const plain = (dtype: 'f32' | 'f16' | 'bf16'): WeightForm => ({ name: dtype, format: 'stored', dtype, granule: 1 })
 
 const rowMajorCases = (['f32', 'f16', 'bf16'] as const).flatMap((dtype, index) =>
@@ -127,6 +143,8 @@ const rowMajorCases = (['f32', 'f16', 'bf16'] as const).flatMap((dtype, index) =
       columns,
       xDtype: turn % 3 ? 'f32' : 'bf16',
       bias: turn % 3 === 1,
+      gelu: turn % 5 === 2,
+      residual: turn % 5 > 2,
       outputDtype: turn % 4 === 3 ? 'bf16' : 'f32',
       rowMajor: true,
       ...(turn % 2 && {
@@ -146,6 +164,36 @@ const formNamed = (name: string) => weightForms.find((form) => form.name === nam
 const otherCases: readonly Case[] = [
   { name: 'x [2, 3, 96]', form: formNamed('q4_0'), lead: [2, 3], outputs: 17, columns: 96, xDtype: 'f32', bias: true },
   { name: 'x [3, 1, 5, 64] bf16', form: formNamed('bf16'), lead: [3, 1, 5], outputs: 5, columns: 64, xDtype: 'bf16' },
+  {
+    name: 'x [2, 3, 96], residual',
+    form: formNamed('q8_0'),
+    lead: [2, 3],
+    outputs: 35,
+    columns: 96,
+    xDtype: 'f32',
+    residual: true,
+  },
+  {
+    name: 'bf16: geglu, residual',
+    form: formNamed('bf16'),
+    lead: [13],
+    outputs: 32,
+    columns: 96,
+    xDtype: 'bf16',
+    geglu: true,
+    residual: true,
+  },
+  {
+    name: 'bf16: gelu, residual, 100 × [1152, 100] bf16',
+    form: formNamed('bf16'),
+    lead: [100],
+    outputs: 100,
+    columns: 1152,
+    xDtype: 'bf16',
+    bias: true,
+    gelu: true,
+    residual: true,
+  },
   { name: 'x [96]', form: formNamed('q8_0'), lead: [], outputs: 33, columns: 96, xDtype: 'f32' },
   { name: 'q4_0: 13 × [48, 10240]', form: formNamed('q4_0'), lead: [13], outputs: 48, columns: 10240, xDtype: 'f32' },
   { name: 'q6_k: 300 × [20, 512]', form: formNamed('q6_k'), lead: [300], outputs: 20, columns: 512, xDtype: 'f32' },
@@ -169,9 +217,18 @@ export const controlCase: Case = {
   columns: 70,
   xDtype: 'f32',
   bias: true,
+  gelu: true,
+  residual: true,
 }
 
-export const cases: readonly Case[] = [...packedCases, ...gegluCases, ...rowMajorCases, ...otherCases, controlCase]
+export const cases: readonly Case[] = [
+  ...packedCases,
+  ...gegluCases,
+  ...fusedCases,
+  ...rowMajorCases,
+  ...otherCases,
+  controlCase,
+]
 
 export function makeInputs(c: Case, random: Random): Inputs {
   const [cut] = c.cuts ?? []
@@ -192,6 +249,7 @@ export function makeInputs(c: Case, random: Random): Inputs {
   }
   const [first, up] = [weights(), geglu ? weights() : undefined]
   const biasRows = geglu ? 2 * outputs : outputs
+  const { residual } = c
   return {
     x,
     weight: first.weight,
@@ -207,6 +265,7 @@ export function makeInputs(c: Case, random: Random): Inputs {
           Array.from({ length: biasRows }, () => random.gaussian()),
         )
       : undefined,
+    residual: residual ? random.normal('f32', [...c.lead, outputs]) : undefined,
   }
 }
 
@@ -224,6 +283,8 @@ export function run(c: Case, t: OnDevice): Tensor {
   const options = {
     ...(t.bias && { bias: t.bias }),
     ...(c.geglu && { epilogue: 'geglu' as const }),
+    ...(c.gelu && { epilogue: 'gelu' as const }),
+    ...(t.residual && { residual: t.residual }),
     ...(c.outputDtype && { outputDtype: c.outputDtype }),
   }
   if (c.rowMajor) return matmul(x, cutTensor(t.weight, c.weightCuts), options)
@@ -238,9 +299,15 @@ export function run(c: Case, t: OnDevice): Tensor {
  * Puts a NaN into row 1 of x and an infinity into row 3: the outputs [row, column] that are not NaN, not finite, and the same as before,
  * where they should be.
  */
-export async function strays(device: Device, weight: Tensor, x: Float64Array, rows: number): Promise<number[][]> {
+export async function strays(
+  device: Device,
+  weight: Tensor,
+  x: Float64Array,
+  rows: number,
+  dtype: 'f32' | 'bf16' = 'f32',
+): Promise<number[][]> {
   const [outputs, columns] = weight.shape as [number, number]
-  const product = () => valuesOf(matmul(upload(device, hostTensor('f32', [rows, columns], x)), weight))
+  const product = () => valuesOf(matmul(upload(device, hostTensor(dtype, [rows, columns], x)), weight))
   const before = await product()
   x[2 * columns - 1] = Number.NaN
   x[3 * columns] = Number.NEGATIVE_INFINITY

@@ -144,6 +144,7 @@ describe.skipIf(!family)('matmul on CUDA', () => {
           scales: on(scales),
           zeros: on(zeros),
           bias: on(bias),
+          residual: undefined,
         }
         const got = await valuesOf(run(c, { ...tensors, up: undefined, upScales: undefined, upZeros: undefined }))
         expect(mismatch(got, expectedOn(pathOn(family!, c.form, rows), c, inputs))).toBeUndefined()

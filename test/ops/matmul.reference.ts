@@ -190,6 +190,16 @@ function gelu(x: number, error: number): [value: number, error: number] {
   return [value, 1.13 * error + own]
 }
 
+function activated({ value, error }: Product): Product {
+  const pairs = Array.from(value, (x, i) => gelu(x, error[i]!))
+  return { value: Float64Array.from(pairs, ([y]) => y), error: Float64Array.from(pairs, ([, own]) => own) }
+}
+
+function addedTo(residual: Float64Array, { value, error }: Product): Product {
+  const sum = value.map((y, i) => residual[i]! + y)
+  return { value: sum, error: error.map((own, i) => own + u * (Math.abs(sum[i]!) + own)) }
+}
+
 function gatedProduct(gate: Product, up: Product): Product {
   const value = new Float64Array(gate.value.length)
   const error = new Float64Array(value.length)
@@ -231,8 +241,11 @@ export function expectedOn(path: Path, c: Case, h: Inputs): { value: Float64Arra
   }
   const bias = h.bias?.values
   const first = of(h, c.geglu ? bias?.subarray(0, c.outputs) : bias)
-  const { value, error } = c.geglu
+  const made = c.geglu
     ? gatedProduct(first, of({ weight: h.up!, scales: h.upScales, zeros: h.upZeros }, bias?.subarray(c.outputs)))
-    : first
+    : c.gelu
+      ? activated(first)
+      : first
+  const { value, error } = h.residual ? addedTo(h.residual.values, made) : made
   return { value, bound: outputBound(c.outputDtype ?? 'f32', value, error) }
 }

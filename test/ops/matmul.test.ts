@@ -46,12 +46,14 @@ describe('matmul: a row does not depend on the others', () => {
   }
 
   for (const form of propertyForms) {
-    test(`${form.name}: batches of every size give the bits of the whole`, () =>
+    // Where x and the weights are bf16, some instruction sets multiply pairs.
+    const dtypes = form.name === 'bf16' ? (['f32', 'bf16'] as const) : (['f32'] as const)
+    test.each(dtypes)(`${form.name}: batches of every size give the bits of the whole, x %s`, (dtype) =>
       forEachIsa(async (device, isa) => {
         const random = Random.named(`batches ${form.name}`)
         const [rows, outputs, columns] = [100, 40, near(416, form.granule)]
         const weight = uploadPacked(device, form, randomWeights(random, form, outputs, columns))
-        const x = upload(device, random.normal('f32', [rows, columns]))
+        const x = upload(device, random.normal(dtype, [rows, columns]))
         // AMX rounds x differently where rows are many: sizes are compared within a path.
         const whole = new Map<string, Uint8Array>()
         for (const count of [100, 65, 64, 49, 48, 33, 17, 16, 9, 8, 7, 6, 5, 4, 3, 2, 1]) {
@@ -71,7 +73,8 @@ describe('matmul: a row does not depend on the others', () => {
             expect(difference, `${count} rows from ${first}`).toBeUndefined()
           }
         }
-      }))
+      }),
+    )
   }
 
   // Only a tall matrix is claimed in pieces as well as shared out (native/kernels/cpu/matmul/work_shares.h).
@@ -120,6 +123,9 @@ describe('matmul: a row does not depend on the others', () => {
           const values = clean.values.slice(0, rows * columns)
           expect(await strays(device, weight, values, rows), `${rows} rows`).toEqual([])
         }
+        if (form.name !== 'bf16') return
+        const values = random.normal('bf16', [20, columns]).values
+        expect(await strays(device, weight, values, 20, 'bf16'), 'x bf16').toEqual([])
       }))
   }
 })
@@ -258,6 +264,19 @@ describe('matmul: empty and wrong', () => {
       )
       const both = stackWeights([weight, weight], { interleave: 'gate_up' })
       throwsCode(() => matmul(x, both, { epilogue: 'geglu', ...bias([32]) }), 'ERR_SHAPE_MISMATCH', /bias/)
+      const residual = (shape: readonly number[], dtype: 'f32' | 'bf16' = 'f32') => ({
+        residual: Tensor.zeros(device, shape, dtype),
+      })
+      throwsCode(() => matmul(x, weight, residual([2, 31])), 'ERR_SHAPE_MISMATCH', /residual.*the result/)
+      throwsCode(() => matmul(x, weight, residual([3, 32])), 'ERR_SHAPE_MISMATCH', /residual/)
+      throwsCode(() => matmul(x, weight, residual([64])), 'ERR_SHAPE_MISMATCH', /residual/)
+      throwsCode(() => matmul(x, weight, residual([2, 32], 'bf16')), 'ERR_DTYPE_UNSUPPORTED', /residual/)
+      const strided = { residual: Tensor.zeros(device, [2, 40]).slice(0, 32, 1) }
+      throwsCode(() => matmul(x, weight, strided), 'ERR_LAYOUT_UNSUPPORTED', /residual/)
+      const stacked = stackWeights([weight, weight], { interleave: 'gate_up' })
+      const whole = { epilogue: 'geglu' as const, ...residual([2, 64]) }
+      throwsCode(() => matmul(x, stacked, whole), 'ERR_SHAPE_MISMATCH', /residual/)
+
       throwsCode(() => matmul(x, weight, { epilogue: 'relu' as 'geglu' }), 'ERR_INVALID_ARGUMENT', /epilogue/)
       throwsCode(() => matmul(x, weight, { outputDtype: 'f16' as 'f32' }), 'ERR_INVALID_ARGUMENT', /outputDtype/)
     }))

@@ -227,6 +227,25 @@ describe('sources', async () => {
   })
 })
 
+test('the event loop turns while an image is decoded', async () => {
+  const [side, channels] = [2000, 3] as const
+  const noise = Buffer.alloc(side * side * channels, Buffer.from(Array.from({ length: 997 }, (_, i) => (i * i) & 255)))
+  const bytes = await sharp(noise, { raw: { width: side, height: side, channels } })
+    .png()
+    .toBuffer()
+  let [turns, done] = [0, false]
+  const turn = () => {
+    turns++
+    if (!done) setImmediate(turn)
+  }
+  const decoded = decode(bytes)
+  setImmediate(turn)
+  expect((await decoded).data.length).toBe(noise.length)
+  done = true
+  // Were it decoded in one piece on this thread, there would be a handful.
+  expect(turns).toBeGreaterThan(50)
+})
+
 describe('what is refused', async () => {
   const png = await source().png().toBuffer()
   const truncated = async (bytes: Buffer) =>
@@ -279,6 +298,24 @@ describe('what is refused', async () => {
     expect(process.memoryUsage().rss - before).toBeLessThan(200 * 2 ** 20)
     const raw = { data: new Uint8Array(3), width: 50_000, height: 50_000 }
     await rejectsCode(decode(raw), 'ERR_INVALID_ARGUMENT', /at most 67108864 pixels/)
+  })
+
+  test('so many of other formats, as their headers say', async () => {
+    const size = 50_000
+    const jpeg = await source().jpeg().toBuffer()
+    const frame = jpeg.indexOf(Buffer.from([0xff, 0xc0])) // SOF0: length, precision, height, width (ITU T.81, B.2.2)
+    expect(frame).toBeGreaterThan(0)
+    jpeg.writeUInt16BE(size, frame + 5)
+    jpeg.writeUInt16BE(size, frame + 7)
+    const gif = await source().gif().toBuffer()
+    const image = gif.indexOf(Buffer.from([0x2c, 0, 0, 0, 0, width, 0, height, 0])) // GIF 89a, 20: the place, then the size
+    expect(image).toBeGreaterThan(0)
+    for (const at of [6, 8, image + 5, image + 7]) gif.writeUInt16LE(size, at)
+    const before = process.memoryUsage().rss
+    for (const bytes of [jpeg, gif]) {
+      await rejectsCode(decode(bytes), 'ERR_INVALID_ARGUMENT', /at most 67108864 pixels, got 50000 × 50000/)
+    }
+    expect(process.memoryUsage().rss - before).toBeLessThan(200 * 2 ** 20)
   })
 
   test('more pixels or bytes than the caller allows', async () => {

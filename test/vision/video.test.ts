@@ -1,5 +1,6 @@
 /** Frames of videos: what ffmpeg is told, and what is made of what it says. A stand-in answers, since ffmpeg is the user's. */
 
+import { execFileSync, spawnSync } from 'node:child_process'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -64,3 +65,29 @@ test('what goes wrong', async () => {
   await rejectsCode(extractFrames(video, { ffmpeg: slow, signal: abort.signal }), 'ERR_ABORTED')
   await rejectsCode(extractFrames(video, { ffmpeg: slow, signal: AbortSignal.abort() }), 'ERR_ABORTED')
 })
+
+const isInstalled = spawnSync('ffmpeg', ['-version']).status === 0
+
+test.skipIf(!isInstalled)(
+  `frames of a real video, by the ffmpeg in PATH${isInstalled ? '' : ': it is not installed'}`,
+  async () => {
+    // Four seconds: red, then blue; an odd size, so that padding would show.
+    const file = path.join(root, 'colours.avi')
+    const colour = (name: string) => ['-f', 'lavfi', '-i', `color=${name}:size=62x34:rate=10:duration=2`]
+    const join = ['-filter_complex', '[0][1]concat=n=2', '-c:v', 'rawvideo', '-pix_fmt', 'bgr24']
+    execFileSync('ffmpeg', ['-v', 'error', '-y', ...colour('red'), ...colour('blue'), ...join, file])
+    const { frames, timestamps } = await extractFrames(file)
+    expect(timestamps).toEqual([0, 1, 2, 3])
+    for (const [index, { data, width, height }] of frames.entries()) {
+      expect([width, height, data.length]).toEqual([62, 34, 62 * 34 * 3])
+      for (const at of [0, data.length - 3]) {
+        const [r = 0, g, b = 0] = data.subarray(at, at + 3)
+        expect(g).toBeLessThan(8)
+        expect(index < 2 ? r : b).toBeGreaterThan(240)
+      }
+    }
+    expect((await extractFrames(file, { fps: 2, maxFrames: 3 })).timestamps).toEqual([0, 0.5, 1])
+    writeFileSync(file, 'no video')
+    await rejectsCode(extractFrames(file), 'ERR_FILE', /colours\.avi: ffmpeg: /)
+  },
+)

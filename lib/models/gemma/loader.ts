@@ -7,14 +7,20 @@ import type { Checkpoint, StoredTensor } from '../../checkpoint/checkpoint.ts'
 import type { LinearWeight } from '../../checkpoint/linear.ts'
 import type { Device } from '../../device.ts'
 import { LapidaryError } from '../../errors.ts'
-import { packWeights } from '../../ops/pack-weights.ts'
 import { cast } from '../../ops/row-ops.ts'
-import { Tensor } from '../../tensor.ts'
+import type { Tensor } from '../../tensor.ts'
 import type { GemmaConfig } from './config.ts'
 import type { GemmaLoadOptions, HeadFormat } from './load-options.ts'
 import { defaultRefine } from './load-options.ts'
 import type { HeadProjection, LayerTensors, ModelTensors } from './model.ts'
-import { type CacheIdentity, cachePath, PackedCacheReader, PackedCacheWriter } from './packed-cache.ts'
+import {
+  type CacheIdentity,
+  cacheIdentity,
+  cachePath,
+  PackedCacheReader,
+  PackedCacheWriter,
+  smallestCachedBytes,
+} from './packed-cache.ts'
 import {
   headBlocks,
   joinBlocks,
@@ -26,9 +32,6 @@ import {
   storedBytes,
 } from './packing.ts'
 import type { LayerWeights, ModelWeights } from './weights.ts'
-
-/** Smaller models are packed faster than a cache is opened. */
-const smallestCachedBytes = 64 * 2 ** 20
 
 /** The plans of one layer's matrices. */
 interface LayerPlan {
@@ -175,8 +178,13 @@ export class Loader {
     if (head) shapes.set('head', head.shape)
     const reader = await PackedCacheReader.open(file, this.#checkpoint, identity)
     if (reader?.holds(shapes)) {
-      const matrices = await this.#read(reader, [...shapes.keys()])
+      const { currentStream } = this.#device
+      const matrices = await reader.loadAll(this.#device, currentStream, shapes.keys(), (bytes, total) => {
+        if (bytes > 0) this.#options.onProgress?.(bytes, total)
+        if (bytes < total) this.#checkAborted()
+      })
       if (matrices) {
+        for (const tensor of matrices.values()) this.#keep(tensor)
         this.fromCache = true
         this.cacheFile = file
         return matrices
@@ -184,26 +192,6 @@ export class Loader {
     }
     this.#writer = await PackedCacheWriter.create(file, this.#checkpoint, identity)
     return undefined
-  }
-
-  async #read(reader: PackedCacheReader, names: readonly string[]): Promise<Map<string, Tensor> | undefined> {
-    const total = names.reduce((sum, name) => sum + reader.bytesOf(name), 0)
-    const matrices = new Map<string, Tensor>()
-    try {
-      for (const name of names) {
-        this.#checkAborted()
-        matrices.set(name, this.#keep(reader.load(this.#device, name)))
-        await this.#device.currentStream.synchronize()
-        this.#progress(reader.bytesOf(name), total)
-      }
-      return matrices
-    } catch (error) {
-      if (error instanceof LapidaryError && error.code === 'ERR_ABORTED') throw error
-      // The cache became unreadable under our hands: it is packed anew.
-      for (const tensor of this.made.splice(0)) tensor.dispose()
-      this.#done = 0
-      return undefined
-    }
   }
 
   async #packed(): Promise<Map<string, Tensor>> {
@@ -288,15 +276,8 @@ export class Loader {
     }
   }
 
-  /** The device's packed layout shows on any packed matrix. */
   #identity(): CacheIdentity {
-    using sample = Tensor.zeros(this.#device, [1, 32])
-    using packed = packWeights(sample)
-    const { panelRows, layoutVersion } = packed.packedForm()
-    return {
-      layout: `r${panelRows}v${layoutVersion}`,
-      options: this.#widen ? { weights: 'f32' } : { head: this.#options.head },
-    }
+    return cacheIdentity(this.#device, this.#widen ? { weights: 'f32' } : { head: this.#options.head })
   }
 
   #progress(bytes: number, total: number): void {

@@ -15,6 +15,9 @@ import { type FileHandle, open, readdir, rename, stat, unlink } from 'node:fs/pr
 import path from 'node:path'
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts'
 import type { Device } from '../../device.ts'
+import { LapidaryError } from '../../errors.ts'
+import { packWeights } from '../../ops/pack-weights.ts'
+import type { Stream } from '../../stream.ts'
 import { type PackedForm, Tensor } from '../../tensor.ts'
 
 const magic = 'LAPIDARY PACKED\n'
@@ -25,6 +28,12 @@ const alignment = 4096
 const maxIndexBytes = 2 ** 24
 /** A temporary file that nobody has written to for so long is what a killed process left. */
 const abandonedMs = 3_600_000
+
+/** Smaller models are packed faster than a cache is opened. */
+export const smallestCachedBytes: number = 64 * 2 ** 20
+
+/** Whose matrices they are: the first file gives the cache its name. */
+export type CacheSources = Pick<Checkpoint, 'files'>
 
 /** What a cache must agree on to be used. */
 export interface CacheIdentity {
@@ -50,11 +59,19 @@ interface Index {
   readonly tensors: Readonly<Record<string, Place>>
 }
 
+/** What a cache for this device must agree on. Its packed layout shows on any packed matrix. */
+export function cacheIdentity(device: Device, options: CacheIdentity['options']): CacheIdentity {
+  using sample = Tensor.zeros(device, [1, 32])
+  using packed = packWeights(sample)
+  const { panelRows, layoutVersion } = packed.packedForm()
+  return { layout: `r${panelRows}v${layoutVersion}`, options }
+}
+
 /**
  * Where the cache of a checkpoint is kept.
  * @param folder undefined: beside the checkpoint.
  */
-export function cachePath(checkpoint: Checkpoint, identity: CacheIdentity, folder?: string): string {
+export function cachePath(checkpoint: CacheSources, identity: CacheIdentity, folder?: string): string {
   const main = path.resolve(checkpoint.files[0] as string)
   const options = Object.values(identity.options).map((value) => `-${value}`)
   const suffix = `lapidary-${identity.layout}${options.join('')}`
@@ -77,7 +94,7 @@ export class PackedCacheReader {
   /** The cache at `file`, or undefined where there is none that is whole and fits. Never throws. */
   static async open(
     file: string,
-    checkpoint: Checkpoint,
+    checkpoint: CacheSources,
     identity: CacheIdentity,
   ): Promise<PackedCacheReader | undefined> {
     let handle: FileHandle | undefined
@@ -102,18 +119,39 @@ export class PackedCacheReader {
     return true
   }
 
-  bytesOf(name: string): number {
-    return this.#place(name).form.bytes
-  }
-
-  /** Queues reading a matrix. */
-  load(device: Device, name: string): Tensor {
-    const { form, offset } = this.#place(name)
-    return Tensor.load(device, this.#file, { shape: form.shape, dtype: form.dtype, offset, form })
-  }
-
-  #place(name: string): Place {
-    return this.#index.tensors[name] as Place
+  /**
+   * Reads matrices, one after the other.
+   * @param read Is told the bytes read so far, and of all; before the first, 0. Throwing ERR_ABORTED ends the reading.
+   * @returns undefined if the file became unreadable under our hands. What was read by then is released, also when aborted.
+   */
+  async loadAll(
+    device: Device,
+    stream: Stream,
+    names: Iterable<string>,
+    read: (bytes: number, total: number) => void,
+  ): Promise<Map<string, Tensor> | undefined> {
+    const places = [...names].map((name) => [name, this.#index.tensors[name] as Place] as const)
+    const total = places.reduce((sum, [, { form }]) => sum + form.bytes, 0)
+    const matrices = new Map<string, Tensor>()
+    let bytes = 0
+    try {
+      read(bytes, total)
+      for (const [name, { form, offset }] of places) {
+        const options = { shape: form.shape, dtype: form.dtype, offset, form }
+        matrices.set(
+          name,
+          stream.use(() => Tensor.load(device, this.#file, options)),
+        )
+        await stream.synchronize()
+        bytes += form.bytes
+        read(bytes, total)
+      }
+      return matrices
+    } catch (error) {
+      for (const tensor of matrices.values()) tensor.dispose()
+      if (error instanceof LapidaryError && error.code === 'ERR_ABORTED') throw error
+      return undefined
+    }
   }
 }
 
@@ -134,7 +172,7 @@ async function readIndex(handle: FileHandle): Promise<Index | undefined> {
   return inside ? index : undefined
 }
 
-async function describeSources(checkpoint: Checkpoint): Promise<Source[]> {
+async function describeSources(checkpoint: CacheSources): Promise<Source[]> {
   return Promise.all(
     checkpoint.files.map(async (file) => {
       const { size, mtimeMs } = await stat(file)
@@ -163,7 +201,7 @@ export class PackedCacheWriter {
   /** A writer, or undefined where the folder cannot be written to. */
   static async create(
     file: string,
-    checkpoint: Checkpoint,
+    checkpoint: CacheSources,
     identity: CacheIdentity,
   ): Promise<PackedCacheWriter | undefined> {
     try {

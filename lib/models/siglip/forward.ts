@@ -10,8 +10,8 @@
  */
 import { LapidaryError } from '../../errors.ts'
 import { flashAttention } from '../../ops/flash-attention.ts'
-import { matmul } from '../../ops/matmul.ts'
-import { add, gelu, layerNorm, meanRows, rmsNorm } from '../../ops/row-ops.ts'
+import { type MatmulOptions, matmul } from '../../ops/matmul.ts'
+import { layerNorm, meanRows, rmsNorm } from '../../ops/row-ops.ts'
 import { scope } from '../../scope.ts'
 import type { Tensor } from '../../tensor.ts'
 import type { VisionConfig } from './config.ts'
@@ -70,7 +70,7 @@ export function embedPatches(model: VisionTensors, patches: Tensor): Tensor {
       `visionTower: patches: expected [${expected.join(', ')}], got [${patches.shape.join(', ')}]`,
     )
   }
-  return scope(() => add(affine(patches, model.patch, 'f32'), model.positions))
+  return scope(() => affine(patches, model.patch, 'f32', { residual: model.positions }))
 }
 
 /** @internal One encoder layer: states + attention(norm(states)), then + ffn(norm(…)). f32 [patches, width]. */
@@ -79,9 +79,9 @@ export function encoderLayer(model: VisionTensors, layer: number, states: Tensor
   const weights = model.layers[layer] as VisionLayer
   return scope(() => {
     const context = attention(model, weights, norm(model, states, weights.attentionNorm))
-    const attended = add(states, affine(context, weights.output, 'f32'))
-    const activated = gelu(affine(norm(model, attended, weights.ffnNorm), weights.up, activations))
-    return add(attended, affine(activated, weights.down, 'f32'))
+    const attended = affine(context, weights.output, 'f32', { residual: states })
+    const activated = affine(norm(model, attended, weights.ffnNorm), weights.up, activations, { epilogue: 'gelu' })
+    return affine(activated, weights.down, 'f32', { residual: attended })
   })
 }
 
@@ -119,6 +119,11 @@ function norm({ activations, config }: VisionTensors, x: Tensor, { weight, bias 
   return layerNorm(x, weight, bias, { eps: config.normEps, outputDtype: activations })
 }
 
-function affine(x: Tensor, { weight, bias }: Affine, outputDtype: 'f32' | 'bf16'): Tensor {
-  return matmul(x, weight, { bias, outputDtype })
+function affine(
+  x: Tensor,
+  { weight, bias }: Affine,
+  outputDtype: 'f32' | 'bf16',
+  after: Pick<MatmulOptions, 'epilogue' | 'residual'> = {},
+): Tensor {
+  return matmul(x, weight, { bias, outputDtype, ...after })
 }

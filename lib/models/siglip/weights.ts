@@ -28,6 +28,8 @@ export interface VisionLayerWeights {
 
 /** All stored weights of a tower and its projector. */
 export interface VisionWeights {
+  /** The files that hold them. */
+  readonly files: readonly string[]
   /** The convolution's kernel [width, 3, patchSize, patchSize]. */
   readonly patch: StoredAffine
   /** [patches, width], in raster order. */
@@ -134,6 +136,7 @@ export function visionWeights(checkpoint: Checkpoint, config: VisionConfig): Vis
     }
   })
   return {
+    files: checkpoint.files,
     patch: {
       weight: reader.plain(`${names.patch}.weight`, [width, 3, patchSize, patchSize]),
       bias: reader.vector(`${names.patch}.bias`, width),

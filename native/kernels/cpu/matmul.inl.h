@@ -148,7 +148,8 @@ static void matmul_integer(const Call& call, Team& team) {
 
 template <class Format>
 LAPIDARY_INLINE FloatTiles tile_floats(const TensorView& x, const TensorView& w) {
-  return {tile_rows(row_count(x), Format::kTileRows), panel_columns(w), nullptr};
+  const int64_t columns = panel_columns(w);
+  return {tile_rows(row_count(x), Format::kTileRows), columns, columns / Format::kPerStep, nullptr};
 }
 
 template <class Format>
@@ -167,7 +168,7 @@ static void matmul_float(const Call& call, Team& team) {
   FloatTiles tiles = tile_floats<Format>(x, w);
   const Layouts layouts = float_layouts<Format>(w, tiles);
   tiles.data = reinterpret_cast<float*>(layouts.x(team));
-  prepare_x(team, layouts.private_x, [&](int thread, int threads) { widen(x, tiles, thread, threads); });
+  prepare_x(team, layouts.private_x, [&](int thread, int threads) { place_rows<Format>(x, tiles, thread, threads); });
   if (tiles.tiling.tiles > 1) {
     FloatStrips<Format> kernel(w, tiles);
     return run_strips(team, kernel, out, reinterpret_cast<float*>(layouts.own(team)));

@@ -7,7 +7,7 @@
 // (2 + 3), and sfp8's scale per row is applied last. M does not enter, so a row's result does not depend on its
 // neighbours.
 //
-//   x in tiles of H rows, f32: [K][H], zeros past K
+//   x in tiles of H rows, f32: [K][H], zeros past K; formats of pairs (matmul_avx512_bf16.inl.h) take two columns in a step
 //   tile of sums [kChains][P][H] of R lanes: 24 of 32 registers, 12 of 16
 //
 // Few rows: one panel after the other, each one stream. More: strips.h; panels are read as they are, expanding costs 1
@@ -29,6 +29,16 @@ struct FloatFormat {
   static constexpr int kTileRows = (kRegisters >= 32 ? 12 : 6) / kChains;
   // Panels of a decode strip: 16-row panels are one stream, narrower ones need two to hide the fma's latency.
   static constexpr int kDecodePanels = R >= 16 ? 1 : 2;
+  // Columns that one multiplication takes.
+  static constexpr int kPerStep = 1;
+  using Vector = F32;
+
+  // kLanes steps of a row of x from `column` on, 32 bits each.
+  LAPIDARY_INLINE F32 steps_of(const TensorView& x, int64_t offset, int64_t column, int64_t columns) {
+    return load_x(x, offset, column, columns);
+  }
+  LAPIDARY_INLINE F32 broadcast(const float* step) { return set1(*step); }
+  LAPIDARY_INLINE F32 multiply_add(F32 sum, F32 x, F32 w) { return fma(x, w, sum); }
 
   // The weights of columns k … k + 3, k a multiple of 4. `weights` points behind the head.
   LAPIDARY_INLINE void load4(const unsigned char* weights, int64_t k, F32 (&w)[4]) {
@@ -50,40 +60,42 @@ struct FloatFormat {
   }
 };
 
-// x as tiles of f32.
+// x as tiles of steps: f32, or pairs of bf16.
 struct FloatTiles {
   Tiling tiling;
   int64_t columns;  // as stored in the panels
+  int64_t steps;
   float* data;
 
-  LAPIDARY_MEMBER_INLINE int64_t bytes() const { return tiling.rows * columns * 4; }
-  LAPIDARY_MEMBER_INLINE float* tile(int64_t index) const { return data + tiling.first_row(index) * columns; }
+  LAPIDARY_MEMBER_INLINE int64_t bytes() const { return tiling.rows * steps * 4; }
+  LAPIDARY_MEMBER_INLINE float* tile(int64_t index) const { return data + tiling.first_row(index) * steps; }
 };
 
 // This thread's share of widening and transposing x.
-static void widen(const TensorView& x, const FloatTiles& to, int thread, int threads) {
-  static constexpr int64_t kPieceColumns = 512;
+template <class Format>
+static void place_rows(const TensorView& x, const FloatTiles& to, int thread, int threads) {
+  static constexpr int64_t kPieceSteps = 512;
   const int64_t columns = x.dims[x.rank - 1];
-  const int64_t pieces_per_tile = (to.columns + kPieceColumns - 1) / kPieceColumns;
+  const int64_t pieces_per_tile = (to.steps + kPieceSteps - 1) / kPieceSteps;
   const int64_t pieces = to.tiling.tiles * pieces_per_tile;
   for (int64_t piece = pieces * thread / threads; piece < pieces * (thread + 1) / threads; ++piece) {
     const int64_t tile = piece / pieces_per_tile;
     const int height = to.tiling.rows_of(tile);
-    const int64_t begin = piece % pieces_per_tile * kPieceColumns;
-    const int64_t end = begin + kPieceColumns < to.columns ? begin + kPieceColumns : to.columns;
+    const int64_t begin = piece % pieces_per_tile * kPieceSteps;
+    const int64_t end = begin + kPieceSteps < to.steps ? begin + kPieceSteps : to.steps;
     for (int h = 0; h < height; ++h) {
       const int64_t offset = row_offset(x, to.tiling.first_row(tile) + h);
-      float* column_to = to.tile(tile) + begin * height + h;
-      for (int64_t column = begin; column < end; column += kLanes) {
-        const F32 values = load_x(x, offset, column, columns);
+      float* step_to = to.tile(tile) + begin * height + h;
+      for (int64_t step = begin; step < end; step += kLanes) {
+        const F32 values = Format::steps_of(x, offset, step * Format::kPerStep, columns);
         if (height == 1) {
-          store(column_to, values);
-          column_to += kLanes;
+          store(step_to, values);
+          step_to += kLanes;
           continue;
         }
         float lanes[kLanes];
         store(lanes, values);
-        for (int i = 0; i < kLanes; ++i, column_to += height) *column_to = lanes[i];
+        for (int i = 0; i < kLanes; ++i, step_to += height) *step_to = lanes[i];
       }
     }
   }
@@ -94,14 +106,14 @@ static void widen(const TensorView& x, const FloatTiles& to, int thread, int thr
 template <class Format, int P, int H>
 static void float_tile(const unsigned char* weights, int64_t panel_stride, const float* x, int64_t columns, bool start,
                        float* out) {
-  constexpr int kChains = Format::kChains;
+  constexpr int kChains = Format::kChains, kSteps = 4 / Format::kPerStep;
   F32 sums[kChains][P][H];
   for (int c = 0; c < kChains; ++c) {
     for (int p = 0; p < P; ++p) {
       for (int h = 0; h < H; ++h) sums[c][p][h] = start ? zero() : load(out + ((c * P + p) * H + h) * R);
     }
   }
-  for (int64_t k = 0; k < columns; k += 4, x += 4 * H) {
+  for (int64_t k = 0; k < columns; k += 4, x += kSteps * H) {
     constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
     if (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0) {
       for (int p = 0; p < P; ++p) {
@@ -110,13 +122,15 @@ static void float_tile(const unsigned char* weights, int64_t panel_stride, const
         }
       }
     }
-    F32 w[P][4];
+    typename Format::Vector w[P][kSteps];
     for (int p = 0; p < P; ++p) Format::load4(weights + p * panel_stride, k, w[p]);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kSteps; ++i) {
       for (int h = 0; h < H; ++h) {
-        const F32 value = set1(x[i * H + h]);
-        for (int p = 0; p < P; ++p) sums[i % kChains][p][h] = fma(value, w[p][i], sums[i % kChains][p][h]);
+        const auto value = Format::broadcast(x + i * H + h);
+        for (int p = 0; p < P; ++p) {
+          sums[i % kChains][p][h] = Format::multiply_add(sums[i % kChains][p][h], value, w[p][i]);
+        }
       }
     }
   }
@@ -218,8 +232,9 @@ struct FloatStrips {
   }
 
   LAPIDARY_MEMBER_INLINE void multiply(int64_t tile, int height, int64_t group, int64_t count, float* sums) {
-    float_tile_of<Format, kStripPanels>(height, strip, lone ? 0 : panel_stride, x.tile(tile) + group * kGroup * height,
-                                        count * kGroup, group == 0, sums);
+    float_tile_of<Format, kStripPanels>(height, strip, lone ? 0 : panel_stride,
+                                        x.tile(tile) + group * kGroup / Format::kPerStep * height, count * kGroup,
+                                        group == 0, sums);
   }
 
   LAPIDARY_MEMBER_INLINE void finish(int64_t panel, int, int64_t, int height, float* sums) {

@@ -48,6 +48,12 @@ static void rows_tile(const unsigned char* const* w, const unsigned char* const*
   }
 }
 
+static float gelu_of_one(float x) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, gelu_tanh(set1(x)));
+  return lanes[0];
+}
+
 // Rows [begin, end) of W, at most kWeightRows, against all of x.
 template <DType kWeight, DType kX>
 static void rows_block(const TensorView& x, const TensorView& w, const Output& out, int64_t begin, int64_t end) {
@@ -66,8 +72,10 @@ static void rows_block(const TensorView& x, const TensorView& w, const Output& o
       rows_tile<kWeight, kX>(ws, xs, columns, y);
       for (int m = 0; m < kRowTile && row + m < rows; ++m) {
         for (int n = 0; n < kWeightTile && column + n < end; ++n) {
-          const float value = out.bias ? y[m][n] + out.bias[column + n] : y[m][n];
           const int64_t at = (row + m) * out.row_stride + column + n;
+          float value = out.bias ? y[m][n] + out.bias[column + n] : y[m][n];
+          if (out.epilogue == MatmulEpilogue::gelu) value = gelu_of_one(value);
+          if (out.residual) value = out.residual[at] + value;
           if (out.bf16) {
             reinterpret_cast<uint16_t*>(out.data)[at] = f32_to_bf16(value);
           } else {

@@ -60,12 +60,14 @@ static inline Rows describe_rows(const TensorView& x) {
 
 struct Output {
   unsigned char* data;
-  const float* bias;  // [N] in the order of the weight's rows, or null
-  int64_t columns;    // of the output: N, or N / 2 with geglu
-  bool bf16, geglu, gate_up;
+  const float* bias;      // [N] in the order of the weight's rows, or null
+  const float* residual;  // of the output's shape, or null
+  int64_t columns;        // of the output: N, or N / 2 with geglu
+  bool bf16, geglu, gelu, gate_up;
 
   LAPIDARY_DEVICE void store(int64_t row, int64_t column, float value) const {
     const int64_t at = row * columns + column;
+    if (residual) value = dev::load(residual + at) + value;
     if (bf16)
       dev::store(reinterpret_cast<dev::Bf16*>(data) + at, dev::to_bf16(value));
     else
@@ -91,18 +93,22 @@ struct Output {
   }
   LAPIDARY_DEVICE void finish_one(int64_t row, int64_t column, int64_t end, float value) const {
     if (column >= end) return;
-    store(row, column, bias ? value + dev::load(bias + column) : value);
+    if (bias) value = value + dev::load(bias + column);
+    store(row, column, gelu ? dev::gelu_tanh(value) : value);
   }
 };
 
 static inline Output describe_output(const Call& call) {
-  const TensorView &w = call.in[1], &bias = call.in[2], &out = call.out[0];
+  const TensorView &w = call.in[1], &bias = call.in[2], &residual = call.in[3], &out = call.out[0];
+  const MatmulEpilogue epilogue = call.params_as<MatmulParams>().epilogue;
   Output o = {};
   o.data = out.data;
   o.bias = bias.present() ? bias.as<float>() : nullptr;
+  o.residual = residual.present() ? residual.as<float>() : nullptr;
   o.columns = out.dims[out.rank - 1];
   o.bf16 = out.dtype == DType::bf16;
-  o.geglu = call.params_as<MatmulParams>().epilogue == MatmulEpilogue::geglu;
+  o.geglu = epilogue == MatmulEpilogue::geglu;
+  o.gelu = epilogue == MatmulEpilogue::gelu;
   o.gate_up = w.layout == Layout::panels && (w.flags & kPanelGateUp);
   return o;
 }
