@@ -180,9 +180,10 @@ async function parse(source: GrammarSource): Promise<string> {
           ? await library.Grammar.fromEBNF(source.ebnf)
           : await library.Grammar.fromJSONSchema(
               JSON.stringify(ranges?.schema),
-              // One space after a colon or comma, none elsewhere: what costs the fewest tokens.
+              // One space after a colon or comma, none elsewhere: what costs the fewest tokens. −1 is no indentation; undefined would be 2,
+              // and `{` would have to be followed by a line break.
               false,
-              undefined,
+              -1,
               undefined,
               source.strict ?? true,
             )
