@@ -2,6 +2,7 @@
 import { writeFileSync } from 'node:fs'
 import { Command } from 'commander'
 import { Device, type GemmaSizeName, type Isa } from 'lapidary'
+import { relativeError } from './agreement.ts'
 import { attentionCases } from './cases/attention.ts'
 import type { BenchmarkCase } from './cases/case.ts'
 import { decodeChainCases } from './cases/decode-chain.ts'
@@ -51,17 +52,6 @@ async function benchmarkIsas(): Promise<Isa[]> {
     ({ name, active }) => active && ['avx2', 'avx512', 'neon'].includes(name) && name !== info.isa,
   )
   return [info.isa, ...others.map(({ name }) => name)] as Isa[]
-}
-
-/** Root mean square of the difference, relative to that of the reference. */
-function relativeError(got: Float32Array, reference: Float32Array): number {
-  let difference = 0
-  let size = 0
-  for (let i = 0; i < reference.length; i++) {
-    difference += ((got[i] as number) - (reference[i] as number)) ** 2
-    size += (reference[i] as number) ** 2
-  }
-  return Math.sqrt(difference / size)
 }
 
 async function runCase(benchmark: BenchmarkCase, device: Device, limits: Limits, withPeer: boolean): Promise<Row> {

@@ -6,7 +6,8 @@ export interface Contender {
   readonly unitsPerRun: number
   /** How long a sample lasts, in milliseconds; default: the race's own. */
   readonly sampleMs?: number
-  run(runs: number): Promise<void>
+  /** Resolves when it is done: to the milliseconds by a clock of the contender's own (a GPU's), or to nothing: then the caller's counts. */
+  run(runs: number): Promise<number | undefined> | Promise<void>
 }
 
 export interface Timing {
@@ -20,6 +21,13 @@ export interface Timing {
 
 const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms))
 
+/** Milliseconds of a sample. */
+async function timed(contender: Contender, runs: number): Promise<number> {
+  const start = performance.now()
+  const own = await contender.run(runs)
+  return own ?? performance.now() - start
+}
+
 /**
  * Each round takes one sample of every contender; a sample repeats the work until it lasts about `sampleMs`. Thread pools of a
  * contender that just ran may still spin: a pause lets them fall asleep.
@@ -29,18 +37,14 @@ export async function race(contenders: readonly Contender[], rounds = 7, sampleM
   const samples = new Map<string, number[]>(contenders.map(({ name }) => [name, []]))
   for (const contender of contenders) {
     await contender.run(1)
-    const start = performance.now()
-    await contender.run(1)
     const wanted = contender.sampleMs ?? sampleMs
-    runs.set(contender.name, Math.max(1, Math.round(wanted / Math.max(performance.now() - start, 1e-3))))
+    runs.set(contender.name, Math.max(1, Math.round(wanted / Math.max(await timed(contender, 1), 1e-3))))
   }
   for (let round = 0; round < rounds; round++) {
     for (const contender of contenders) {
       await pause(10)
       const count = runs.get(contender.name) as number
-      const start = performance.now()
-      await contender.run(count)
-      samples.get(contender.name)?.push((performance.now() - start) / (count * contender.unitsPerRun))
+      samples.get(contender.name)?.push((await timed(contender, count)) / (count * contender.unitsPerRun))
     }
   }
   return new Map([...samples].map(([name, values]) => [name, summarize(values)]))

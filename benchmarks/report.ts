@@ -91,7 +91,7 @@ export function formatTable(rows: readonly string[][]): string {
 }
 
 /** Per cent of the limit as bars, one group per case. */
-export async function drawSvg(report: Report): Promise<string> {
+export async function drawSvg(report: Pick<Report, 'machine' | 'rows'>): Promise<string> {
   const { compile } = await import('vega-lite')
   const { parse, View } = await import('vega')
   const values = report.rows.map((row) => ({

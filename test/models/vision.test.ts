@@ -13,7 +13,7 @@ import { VisionModel } from '../../lib/models/siglip/load.ts'
 import { imagePatches } from '../../lib/models/siglip/patches.ts'
 import { visionWeights } from '../../lib/models/siglip/weights.ts'
 import { compare } from '../support/compare.ts'
-import { anyDevice, forEachIsa } from '../support/devices.ts'
+import { anyDevice, cuda, cudaFor, forEachDevice, forEachIsa } from '../support/devices.ts'
 import { oracleFile } from './fixtures.ts'
 import { readSafetensors } from './safetensors.ts'
 
@@ -54,12 +54,21 @@ function upload(device: Device, config: VisionConfig, image: number): Tensor {
   return Tensor.from(device, values, [config.patchesPerSide ** 2, values.length / config.patchesPerSide ** 2])
 }
 
+/** What tower and model are made of: a CUDA device with all of them is visited too. */
+// biome-ignore format: a list
+const ops = ['add', 'layer_norm', 'gelu', 'mean_rows', 'embedding', 'rms_norm', 'add_rms_norm', 'geglu', 'softcap', 'pack_weights',
+  'stack_weights', 'matmul', 'qk_norm_rope', 'flash_attention', 'cast', 'sample', 'log_probs']
+
 const failures = (got: ArrayLike<number>, expected: ArrayLike<number>) =>
   compare(got, expected, new Float64Array(expected.length).fill(tolerance)).failures
 
+test.skipIf(!cuda.family)(`a CUDA device is visited too (${cuda.missing ?? cuda.family})`, () => {
+  expect(cudaFor(ops)).toBe(cuda.family)
+})
+
 describe('gemma3-vl-tiny: vision', () => {
   test.each([0, 1])('states and soft tokens of image %i', (image) =>
-    forEachIsa(async (device) => {
+    forEachDevice(ops, async (device) => {
       using tower = await load(device)
       const model = tower.tensors
       const { config } = model
@@ -83,7 +92,7 @@ describe('gemma3-vl-tiny: vision', () => {
   )
 
   test('captured as a program it gives the same bits', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(ops, async (device) => {
       using tower = await load(device)
       const model = tower.tensors
       using patches = upload(device, model.config, 1)
@@ -182,13 +191,13 @@ describe('gemma3-vl-tiny: text and images', () => {
     ['in steps that end before, between and after the images', [first.start, first.end, second.start, second.end]],
     ['in steps of about a page', [second.start].concat(20).filter((cut) => cut < prompt.length)],
   ])('logits %s', (_, cuts) =>
-    forEachIsa(async (device) => {
+    forEachDevice(ops, async (device) => {
       expect(failures(await logits(device, cuts, runs), io.get('logits')!.values)).toBe(0)
     }),
   )
 
   test('however they are cut into steps, the bits are the same', () =>
-    forEachIsa(async (device) => {
+    forEachDevice(ops, async (device) => {
       const whole = await logits(device, [], runs)
       expect(await logits(device, [first.start, first.end, second.start], runs)).toEqual(whole)
     }))

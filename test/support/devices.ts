@@ -27,8 +27,16 @@ const ofThisBuild = all.filter((isa) => isa.compiled)
 /** What this machine and build can run, in overlay order. */
 export const supportedIsas = ofThisBuild.filter((isa) => isa.supported).map((isa) => isa.name as Isa)
 
-/** What the tests run on: all of them, or those of LAPIDARY_ISA. */
-export const presentIsas: readonly Isa[] = supportedIsas.filter((isa) => asked?.includes(isa) ?? true)
+/**
+ * LAPIDARY_TEST_CUDA: `emulated` (the default: the CUDA kernels on the host, where `npm run build:cuda-emulated` has built them), `real` (on
+ * the first GPU, for the acceptance run), or `off`.
+ */
+const cudaMode = process.env.LAPIDARY_TEST_CUDA ?? 'emulated'
+
+/** What the tests run on: all of them, or those of LAPIDARY_ISA. A run that is about a GPU visits the processor's best alone. */
+export const presentIsas: readonly Isa[] = supportedIsas.filter(
+  (isa) => asked?.includes(isa) ?? (cudaMode !== 'real' || isa === best),
+)
 
 /** The one for tests that are not about kernels: what Device.open() takes by itself. */
 export const bestIsa: Isa = presentIsas.find((isa) => isa === best) ?? presentIsas.at(-1) ?? 'scalar'
@@ -38,7 +46,7 @@ export const missingIsas: readonly { readonly name: string; readonly reason: str
   .filter((isa) => !presentIsas.some((present) => present === isa.name))
   .map(({ name, supported, reason }) => ({
     name,
-    reason: supported ? 'not in LAPIDARY_ISA' : (reason ?? 'not supported here'),
+    reason: supported ? (asked ? 'not in LAPIDARY_ISA' : 'the run is about a GPU') : (reason ?? 'not supported here'),
   }))
 
 /** LAPIDARY_TEST_FAST=1, for emulated and instrumented builds (scripts/test-addon.mjs): suites leave cases out, and say which. */
@@ -54,11 +62,6 @@ export function isasFor(ops: readonly string[]): readonly Isa[] {
   return presentIsas.filter((isa, i) => i === 0 || own(isa))
 }
 
-/**
- * LAPIDARY_TEST_CUDA: `emulated` (the default: the CUDA kernels on the host, where `npm run build:cuda-emulated` has built them), `real` (on
- * the first GPU, for the acceptance run), or `off`.
- */
-const cudaMode = process.env.LAPIDARY_TEST_CUDA ?? 'emulated'
 const cudaFamily: GpuFamily = cudaMode === 'real' ? 'sm80' : 'sm80_emulated'
 
 /** What of CUDA the suites visit, and why not. */

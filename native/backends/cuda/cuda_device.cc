@@ -165,6 +165,9 @@ class CudaDevice final : public Device {
     info.notes.emplace_back("compute capability", capability_text(gpu_.compute_capability));
     info.notes.emplace_back("library", std::string("built for ") + api_.architectures);
     info.notes.emplace_back("graphs", std::to_string(api_.graphs_made()) + " captured by this process");
+    if (const double milliseconds = api_.replay_milliseconds(); milliseconds >= 0) {
+      info.notes.emplace_back("replay milliseconds", std::to_string(milliseconds));
+    }
     info.notes.emplace_back("free memory", std::to_string(free_bytes >> 20) + " MiB");
     info.threads = gpu_.multiprocessors;
     info.memory_limit = gpu_.memory_bytes;

@@ -8,7 +8,7 @@
 
 extern "C" {
 
-static const unsigned kLapidaryCudaVersion = 1;
+static const unsigned kLapidaryCudaVersion = 2;
 
 struct LapidaryCudaDevice {
   char name[256];
@@ -76,6 +76,9 @@ struct LapidaryCudaApi {
                     const bool* stop, LapidaryCudaFailure* failure);
   // Graphs made by all replays so far; for tests.
   int64_t (*graphs_made)();
+  // Milliseconds that the device spent in the graphs of all replays so far, copies left out, by its own clock; below 0: it was not asked
+  // to count (LAPIDARY_CUDA_TIMING=1, for benchmarks: two events per replay).
+  double (*replay_milliseconds)();
 };
 
 // The one exported symbol.

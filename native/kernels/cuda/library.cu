@@ -38,6 +38,7 @@ struct LapidaryCudaLane {
 };
 
 struct LapidaryCudaReplay {
+  cudaEvent_t begun = nullptr, ended = nullptr;  // where replays are timed
   // One captured execution, for one set of addresses.
   struct Entry {
     std::vector<const void*> keys;
@@ -56,6 +57,16 @@ namespace {
 // Two halves, so that copying one by the processor overlaps moving the other.
 constexpr size_t kStagingBytes = size_t(8) << 20;
 std::atomic<int64_t> graphs{0};
+std::atomic<int64_t> replay_nanoseconds{0};
+
+// Read once: a replay is timed from its making on, or never.
+bool timing() {
+  static const bool asked = [] {
+    const char* text = getenv("LAPIDARY_CUDA_TIMING");
+    return text && strcmp(text, "1") == 0;
+  }();
+  return asked;
+}
 
 // ── devices ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -342,28 +353,35 @@ int execute(LapidaryCudaLane* lane, const Call* const* calls, const void* const*
 
 // ── graphs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+void replay_destroy(LapidaryCudaReplay* replay) {
+  if (!replay) return;
+  if (replay->lane && cudaSetDevice(replay->lane->device) == cudaSuccess) {
+    for (auto& entry : replay->entries) {
+      if (entry.graph) cudaGraphExecDestroy(entry.graph);
+    }
+    if (replay->begun) cudaEventDestroy(replay->begun);
+    if (replay->ended) cudaEventDestroy(replay->ended);
+  }
+  lane_destroy(replay->lane);
+  delete replay;
+}
+
 int replay_create(int device, LapidaryCudaReplay** out) {
   *out = nullptr;
   auto* replay = new (std::nothrow) LapidaryCudaReplay();
   if (!replay) return cudaErrorMemoryAllocation;
-  const int status = lane_create(device, &replay->lane);
+  int status = lane_create(device, &replay->lane);
+  if (status == 0 && timing()) {
+    status = cudaEventCreate(&replay->begun);
+    if (status == 0) status = cudaEventCreate(&replay->ended);
+  }
   if (status != 0) {
-    delete replay;
+    replay_destroy(replay);
+    (void)cudaGetLastError();
     return status;
   }
   *out = replay;
   return 0;
-}
-
-void replay_destroy(LapidaryCudaReplay* replay) {
-  if (!replay) return;
-  if (cudaSetDevice(replay->lane->device) == cudaSuccess) {
-    for (auto& entry : replay->entries) {
-      if (entry.graph) cudaGraphExecDestroy(entry.graph);
-    }
-  }
-  lane_destroy(replay->lane);
-  delete replay;
 }
 
 // Captures the calls into `entry`. What a stream captures it does not run.
@@ -419,14 +437,26 @@ int replay_run(LapidaryCudaReplay* replay, const void* const* keys, size_t key_c
   }
   entry->used = ++replay->clock;
   status = copy(lane, before, before_count);
+  if (status == cudaSuccess && replay->ended) status = cudaEventRecord(replay->begun, lane.stream);
   if (status == cudaSuccess) status = cudaGraphLaunch(entry->graph, lane.stream);
+  if (status == cudaSuccess && replay->ended) status = cudaEventRecord(replay->ended, lane.stream);
   if (status == cudaSuccess) status = copy(lane, after, after_count);
   LapidaryCudaFailure later = {};
   const bool finished = finish(lane, kernels, count, status == cudaSuccess ? *failure : later);
   if (status != cudaSuccess) fail(*failure, status, count - 1);
-  if (status == cudaSuccess && finished) return 0;
+  if (status == cudaSuccess && finished) {
+    float milliseconds = 0;
+    if (replay->ended && cudaEventElapsedTime(&milliseconds, replay->begun, replay->ended) == cudaSuccess) {
+      replay_nanoseconds.fetch_add(int64_t(double(milliseconds) * 1e6 + 0.5), std::memory_order_relaxed);
+    }
+    return 0;
+  }
   clear_counters(lane);
   return -1;
+}
+
+double replay_milliseconds() {
+  return timing() ? double(replay_nanoseconds.load(std::memory_order_relaxed)) / 1e6 : -1;
 }
 
 int64_t graphs_made() { return graphs.load(std::memory_order_relaxed); }
@@ -445,7 +475,7 @@ const LapidaryCudaApi api = {kLapidaryCudaVersion, sizeof(Call), lapidary::cuda:
                              // lanes
                              lane_create, lane_destroy, copy_in, copy_out, fill, execute,
                              // replays
-                             replay_create, replay_destroy, replay_run, graphs_made};
+                             replay_create, replay_destroy, replay_run, graphs_made, replay_milliseconds};
 
 }  // namespace
 

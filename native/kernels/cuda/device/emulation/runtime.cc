@@ -1,6 +1,7 @@
 #include "kernels/cuda/device/emulation/runtime.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -57,6 +58,11 @@ struct EmulatedGraph {
 struct EmulatedStream {
   EmulatedGraph* capturing = nullptr;
   cudaError_t status = cudaSuccess;
+};
+
+// A launch is done when it returns, so the host's clock is the device's.
+struct EmulatedEvent {
+  std::chrono::steady_clock::time_point at;
 };
 
 namespace {
@@ -172,6 +178,23 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t) {
   if (bytes) memset(memory, value, bytes);
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new (std::nothrow) EmulatedEvent();
+  return *event ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  event->at = std::chrono::steady_clock::now();
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  *milliseconds = std::chrono::duration<float, std::milli>(end->at - begin->at).count();
   return cudaSuccess;
 }
 
