@@ -58,6 +58,7 @@ chmodSync(wrapper, 0o755)
 const suites = [
   'test/ops',
   'test/models/golden',
+  'test/models/vision.test',
   'test/tensor',
   'test/stream',
   'test/program',

@@ -77,14 +77,15 @@ static void score_tiles(Tiles& tiles, const KeyTile& low, const KeyTile& high, c
   tiles.expire();
 }
 
-// 32 elements of Oᵀ over `steps` groups of 32 keys. `values`: the elements' tiles of the first group; weights: Pᵀ,
+// 16 · kHalves elements of Oᵀ over `steps` groups of 32 keys. `values`: the elements' tiles of the first group; weights: Pᵀ,
 // every other row.
+template <int kHalves>
 static void value_tiles(Tiles& tiles, const unsigned char* values, int64_t step_bytes, int steps, const float* weights,
                         float* output, SoftmaxJob& job) {
   tiles.load<0>(output, kPairStride);
   tiles.load<1>(output + kLanes, kPairStride);
-  tiles.load<2>(output + kTileHeight * kPairRows, kPairStride);
-  tiles.load<3>(output + kTileHeight * kPairRows + kLanes, kPairStride);
+  if (kHalves == 2) tiles.load<2>(output + kTileHeight * kPairRows, kPairStride);
+  if (kHalves == 2) tiles.load<3>(output + kTileHeight * kPairRows + kLanes, kPairStride);
   for (int step = 0; step < steps; ++step) {
     const float* const weight = weights + int64_t(step) * kGroupKeys * kPairRows;
     tiles.load<4>(values + step * step_bytes, kTileRowBytes);
@@ -92,15 +93,17 @@ static void value_tiles(Tiles& tiles, const unsigned char* values, int64_t step_
     tiles.dp_bf16<0, 4, 6>();
     tiles.load<7>(weight + kLanes, 2 * kPairStride);
     tiles.dp_bf16<1, 4, 7>();
-    tiles.load<5>(values + step * step_bytes + kTileBytes, kTileRowBytes);
-    tiles.dp_bf16<2, 5, 6>();
-    tiles.dp_bf16<3, 5, 7>();
+    if constexpr (kHalves == 2) {
+      tiles.load<5>(values + step * step_bytes + kTileBytes, kTileRowBytes);
+      tiles.dp_bf16<2, 5, 6>();
+      tiles.dp_bf16<3, 5, 7>();
+    }
     job.advance();
   }
   tiles.store<0>(output, kPairStride);
   tiles.store<1>(output + kLanes, kPairStride);
-  tiles.store<2>(output + kTileHeight * kPairRows, kPairStride);
-  tiles.store<3>(output + kTileHeight * kPairRows + kLanes, kPairStride);
+  if (kHalves == 2) tiles.store<2>(output + kTileHeight * kPairRows, kPairStride);
+  if (kHalves == 2) tiles.store<3>(output + kTileHeight * kPairRows + kLanes, kPairStride);
   tiles.expire();
 }
 
@@ -136,8 +139,9 @@ static void attend_block(Tiles& tiles, const Problem& p, const Exponents& e, Pan
     if (const PanelKeys& now = stages[2]; now.groups) {
       const unsigned char* values = block.values + (now.begin - block.first) / kGroupKeys * group_bytes;
       for (int d = 0; d < dim; d += kStepDim, values += 2 * kTileBytes) {
-        value_tiles(tiles, values, group_bytes, now.groups, now.scores, now.panel->output + int64_t(d) * kPairRows,
-                    job);
+        // Of a head_dim of 72 the last tiles of 16 hold nothing but padding.
+        const auto multiply = p.head_dim - d > kTileHeight ? value_tiles<2> : value_tiles<1>;
+        multiply(tiles, values, group_bytes, now.groups, now.scores, now.panel->output + int64_t(d) * kPairRows, job);
       }
     }
     job.finish();

@@ -185,8 +185,11 @@ static void matmul_bf16(const Call& call, Team& team, const PanelShape& shape, A
   float* const sums = reinterpret_cast<float*>(own + 2 * kBlockPanels * plan.stretch_columns * R * 2);
   const int64_t column_blocks = (job.panels + kBlockPanels - 1) / kBlockPanels;
   Tiles tiles(kFullTiles);
-  // Claims of a group, or of 512 columns: a claim reads the band again.
-  const Shares shares = divide(team.threads, column_blocks, plan.group > 16 ? plan.group : 16);
+  // Claims of a group, or of 512 columns: a claim reads the band again. Where the part that is claimed would not give each thread
+  // one, none is: the one that got it would be late by it (1152 columns on two threads: 23 blocks against 13).
+  const int64_t smallest = plan.group > 16 ? plan.group : 16;
+  const bool claims = column_blocks / 4 >= team.threads * smallest;
+  const Shares shares = divide(team.threads, column_blocks, smallest, claims ? 6 : 8);
   for_each_share(team, 0, shares, [&](int64_t begin, int64_t end, int64_t) {
     for (int64_t block = 0; block < plan.x.blocks(); block += plan.band_blocks) {
       const int64_t last_block = least(block + plan.band_blocks, plan.x.blocks());
