@@ -114,7 +114,7 @@ export function startGenerations(
     for (const generation of generations) generation.cancel()
     throw error
   }
-  for (const generation of generations) call.observe(generation)
+  for (const [index, generation] of generations.entries()) call.observe(generation, index % n === 0)
   return generations
 }
 
@@ -162,7 +162,7 @@ export async function startAnswers(
     for (const generation of generations) generation.cancel()
     throw imageErrorOf(error, imagesOf(prompt), gemma.contextLength)
   }
-  for (const generation of generations) call.observe(generation)
+  for (const [index, generation] of generations.entries()) call.observe(generation, index === 0)
   return generations
 }
 
