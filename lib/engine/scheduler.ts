@@ -148,9 +148,14 @@ export class Scheduler {
     while (this.#running.length + passed < this.#options.maxSequences) {
       const sequence = this.#waiting[passed]
       if (!sequence) return
+      if (this.#isComputingPrompt(sequence.waitsFor)) {
+        passed++
+        continue
+      }
       const pages = this.#pages.open()
       const held = pages.adopt(sequence.tokens)
-      if (this.#isWorthWaiting(sequence, held)) {
+      sequence.waitsFor = this.#worthWaitingFor(sequence, held)
+      if (sequence.waitsFor) {
         pages.release()
         passed++
         continue
@@ -170,14 +175,17 @@ export class Scheduler {
     }
   }
 
-  /** Whether some prompt that is being computed will leave more than `held` tokens to begin with, and soon enough. */
-  #isWorthWaiting(sequence: Sequence, held: number): boolean {
-    return this.#running.some((other) => {
-      const left = other.promptLength - other.computed
-      if (left <= 0 || comesBefore(sequence, other)) return false
+  /** A sequence whose prompt, when it is computed, will leave more than `held` tokens to begin with, and soon enough. */
+  #worthWaitingFor(sequence: Sequence, held: number): Sequence | undefined {
+    return this.#running.find((other) => {
+      if (!this.#isComputingPrompt(other) || comesBefore(sequence, other)) return false
       const saved = this.#pages.reusable(other.tokens, other.promptLength, sequence.tokens) - held
-      return saved > 0 && 2 * saved > left
+      return saved > 0 && 2 * saved > other.promptLength - other.computed
     })
+  }
+
+  #isComputingPrompt(sequence: Sequence | undefined): boolean {
+    return sequence?.pages !== undefined && sequence.computed < sequence.promptLength
   }
 
   /** How many tokens each sequence gets. */

@@ -56,6 +56,8 @@ export class Sequence {
   arrival = 0
   /** Lower goes first; of equals the one that arrived first. The scheduler makes it of priority and age. */
   rank = 0
+  /** Whose prompt it waits for, since it begins alike. */
+  waitsFor: Sequence | undefined
   pages: SequencePages | undefined
   /** Tokens whose keys and values are in the cache. */
   computed = 0

@@ -215,6 +215,11 @@ export function usageOf(all: readonly GenerationResult[], n: number): Usage {
 export async function* merge<T>(
   sources: readonly AsyncIterable<T>[],
 ): AsyncGenerator<readonly [index: number, value: T]> {
+  const [only] = sources
+  if (only && sources.length === 1) {
+    for await (const value of only) yield [0, value]
+    return
+  }
   const iterators = sources.map((source) => source[Symbol.asyncIterator]())
   type Next = { readonly index: number; readonly result: IteratorResult<T> }
   const advance = async (index: number): Promise<Next> => ({
