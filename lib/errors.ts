@@ -35,11 +35,21 @@ export type ErrorCode = keyof typeof errorCodes
  */
 export class LapidaryError extends Error {
   readonly code: ErrorCode
+  /**
+   * Where images of a prompt are to blame: the name of the one and what is wrong with it; without a name all of them together, which are
+   * more tokens than the context has room for.
+   */
+  readonly images: { readonly name?: string; readonly problem: string } | undefined
 
-  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options?: ErrorOptions & { readonly images?: LapidaryError['images'] },
+  ) {
     super(message, options)
     this.name = 'LapidaryError'
     this.code = code
+    this.images = options?.images
   }
 }
 

@@ -4,7 +4,7 @@
 //   node scripts/test-package.mjs [--quick]        after `npm run prebuildify` (or `node scripts/prebuild.mjs --host`)
 //
 // In each runtime the package is loaded by import and by require(): every entry of its export map, and then the bundled model
-// generates a few tokens, the most probable ones, which must be the same wherever the processor is. --quick is one manager and
+// generates a few tokens, the most probable ones, which must be the same wherever the processor is, and a word by a grammar. --quick is one manager and
 // two versions of Node. Needs the npm registry; nothing else.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -62,8 +62,11 @@ async function main() {
   const { Gemma } = await ${load}(entries[0])
   const gemma = await Gemma.load()
   const { text } = await gemma.generate('Once upon a time', { temperature: 0, maxTokens: 12 })
+  // On a thread of its own, which must not keep the process alive.
+  const grammar = await gemma.compileGrammar({ schema: { enum: ['gem', 'stone'] } })
+  const chosen = JSON.parse((await gemma.generate('A', { grammar, maxTokens: 20 })).text)
   await gemma[Symbol.asyncDispose]()
-  require('node:fs').writeFileSync(process.argv[2], JSON.stringify({ loaded, text, target: process.platform + '-' + process.arch }))
+  require('node:fs').writeFileSync(process.argv[2], JSON.stringify({ loaded, text, chosen, target: process.platform + '-' + process.arch }))
 }
 main().catch((error) => { console.error(error); process.exit(1) })
 `
@@ -92,6 +95,9 @@ function check(where, result, withPeers) {
   if (!/\w+ \w+/.test(result.text)) return fail(where, `generated ${JSON.stringify(result.text)}`)
   if (result.text !== expectedText) {
     return fail(where, `generated ${JSON.stringify(result.text)}, elsewhere ${JSON.stringify(expectedText)}`)
+  }
+  if (result.chosen !== 'gem' && result.chosen !== 'stone') {
+    return fail(where, `generated ${JSON.stringify(result.chosen)}, which its grammar does not allow`)
   }
   passed += 1
   return 'ok'

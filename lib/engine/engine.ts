@@ -226,7 +226,6 @@ export class Engine implements AsyncDisposable {
     sequence.finished = true
     try {
       this.#scheduler.remove(sequence)
-      sequence.request.constraint?.dispose()
     } catch (error) {
       this.#closed ??= error
     }

@@ -277,7 +277,7 @@ export class Gemma implements AsyncDisposable {
     const { engine } = this.#expectDecoder()
     const { vocabularySize } = this.config
     const { stopTokens } = options
-    const request = {
+    return new Generation(engine, {
       prompt,
       maxTokens: numberOption('maxTokens', options.maxTokens, maxTokensRange, Number.POSITIVE_INFINITY),
       sampling: resolveSampling(options, this.#defaults, vocabularySize),
@@ -286,19 +286,13 @@ export class Gemma implements AsyncDisposable {
       priority: numberOption('priority', options.priority, priorityRange, 0),
       signal: checkSignal(options.signal),
       decoder: this.tokenizer.decoder(),
-    }
-    const constraint = checkGrammar(options.grammar)?.begin(this.tokenizer)
-    try {
-      return new Generation(engine, { ...request, constraint })
-    } catch (error) {
-      constraint?.dispose()
-      throw error
-    }
+      constraint: checkGrammar(options.grammar)?.begin(this.tokenizer),
+    })
   }
 
   /**
-   * Compiles a grammar for the `grammar` option of any number of generations. The last 64 are kept. Compiling takes milliseconds to a
-   * second on this thread, by the size of the grammar and the vocabulary; the first one some more.
+   * Compiles a grammar for the `grammar` option of any number of generations. The last 64 are kept. That takes a thread of its own
+   * milliseconds to a second, by the size of the source; the first one some more. Generations go on meanwhile.
    * @throws ERR_INVALID_ARGUMENT for a source that cannot be understood or is longer than 64 KiB.
    * @example
    * const grammar = await gemma.compileGrammar({ schema: { type: 'object', properties: { age: { type: 'integer' } }, required: ['age'] } })

@@ -237,7 +237,10 @@ export class Generation implements AsyncIterable<Piece> {
 
   #fail(error: unknown): void {
     // Each failed request has an error of its own: several may share the cause.
-    const own = error instanceof LapidaryError ? new LapidaryError(error.code, error.message, { cause: error }) : error
+    const own =
+      error instanceof LapidaryError
+        ? new LapidaryError(error.code, error.message, { cause: error, images: error.images })
+        : error
     this.#failure = { error: own }
     this.#end()
     this.#settleReady.reject(own)
@@ -249,7 +252,5 @@ export class Generation implements AsyncIterable<Piece> {
     this.#ended = true
     this.#sequence = undefined
     this.#request.signal?.removeEventListener('abort', this.#onAbort)
-    // The engine disposes of what it was given.
-    if (!this.#sequence) this.#request.constraint?.dispose()
   }
 }

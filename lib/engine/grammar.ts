@@ -2,12 +2,14 @@
  * Grammars: what a generated text must look like, token by token.
  * @module
  */
-import type { CompiledGrammar, GrammarCompiler } from '@mlc-ai/web-xgrammar'
 import { describeValue, LapidaryError } from '../errors.ts'
 import type { Tokenizer } from '../tokenizer/tokenizer.ts'
+import { readRules } from './grammar-rules.ts'
+import { GrammarStates, type State } from './grammar-states.ts'
 import { withoutEscapes } from './json-strings.ts'
 import { withoutRanges } from './number-ranges.ts'
-import { type Matcher, openXGrammar, type XGrammar } from './xgrammar.ts'
+import { VocabularyTrie } from './vocabulary-trie.ts'
+import { toEbnf } from './xgrammar.ts'
 
 /** What a text must be; exactly one of these. */
 export type GrammarSource =
@@ -19,81 +21,100 @@ export type GrammarSource =
    * `uniqueItems`, `multipleOf`, …) bounds nothing.
    */
   | { readonly schema: object | boolean; readonly strict?: boolean | undefined }
-  /** A grammar in the EBNF of XGrammar (that of llama.cpp's GBNF), beginning with the rule `root`. */
+  /**
+   * A grammar in the EBNF of XGrammar (that of llama.cpp's GBNF), beginning with the rule `root`. No rule may begin with itself: repeat
+   * instead.
+   */
   | { readonly ebnf: string }
 
 /** The state of one text that follows a grammar. */
 export interface TokenConstraint {
-  /** Which tokens may come next: bit id mod 32 of word id / 32. */
+  /** Which tokens may come next: bit id mod 32 of word id / 32. Not to be changed: texts share it. */
   readonly mask: Int32Array
   /** Takes the token that came. Returns true if nothing may follow. @throws ERR_INTERNAL if it was not allowed. */
   accept(id: number): boolean
-  dispose(): void
+}
+
+/** What texts that follow grammars of one model share. */
+interface Vocabulary {
+  readonly tokenizer: Tokenizer
+  readonly trie: VocabularyTrie
+  /** Those that may come where the grammar is complete. */
+  readonly stopTokens: ReadonlySet<number>
+  readonly masks: Masks
 }
 
 /** A compiled grammar, for any number of texts at once. Made by `gemma.compileGrammar`. */
 export class Grammar {
-  readonly #library: XGrammar
-  readonly #compiled: CompiledGrammar
-  /** Of the model it was compiled for. */
-  readonly #tokenizer: Tokenizer
+  readonly #states: GrammarStates
+  readonly #vocabulary: Vocabulary
 
   /** @internal */
-  constructor(library: XGrammar, compiled: CompiledGrammar, tokenizer: Tokenizer) {
-    this.#library = library
-    this.#compiled = compiled
-    this.#tokenizer = tokenizer
+  constructor(states: GrammarStates, vocabulary: Vocabulary) {
+    this.#states = states
+    this.#vocabulary = vocabulary
   }
 
-  /** @internal Begins a text. @throws ERR_INVALID_ARGUMENT for another model than it was compiled for, or if no text fits it. */
+  /** @internal Begins a text. @throws ERR_INVALID_ARGUMENT for another model than it was compiled for. */
   begin(tokenizer: Tokenizer): TokenConstraint {
-    if (tokenizer === this.#tokenizer) return new GrammarState(this.#library.matcher(this.#compiled))
+    if (tokenizer === this.#vocabulary.tokenizer) return new GrammarText(this.#states, this.#vocabulary)
     throw new LapidaryError('ERR_INVALID_ARGUMENT', 'grammar: expected one that this model compiled, got another’s')
   }
 }
 
-class GrammarState implements TokenConstraint {
+class GrammarText implements TokenConstraint {
   // Made when a token is taken, not when a step needs it: what goes wrong then is this text's trouble alone.
-  readonly mask: Int32Array
-  readonly #matcher: Matcher
-  #disposed = false
+  mask: Int32Array
+  readonly #states: GrammarStates
+  readonly #vocabulary: Vocabulary
+  #state: State
 
-  constructor(matcher: Matcher) {
-    this.#matcher = matcher
-    this.mask = matcher.mask().slice()
-    try {
-      this.#checkMask('no text fits it')
-    } catch (error) {
-      this.dispose()
-      throw error
-    }
+  constructor(states: GrammarStates, vocabulary: Vocabulary) {
+    this.#states = states
+    this.#vocabulary = vocabulary
+    this.#state = states.start
+    this.mask = vocabulary.masks.of(this.#state, () => this.#makeMask())
   }
 
   accept(id: number): boolean {
-    if (!this.#matcher.acceptToken(id)) {
-      throw new LapidaryError('ERR_INTERNAL', `grammar: expected a token that the mask allows, got ${id}`)
-    }
-    if (this.#matcher.isTerminated()) return true
-    this.mask.set(this.#matcher.mask())
-    this.#checkMask('no text that begins like this one fits it')
+    const { tokenizer, stopTokens, masks } = this.#vocabulary
+    if (this.#state.accepting && stopTokens.has(id)) return true
+    const bytes = tokenizer.textBytesOf(id)
+    let state: State | null = bytes === undefined ? null : this.#state
+    for (const byte of bytes ?? []) state = state && this.#states.step(state, byte)
+    if (!state) throw new LapidaryError('ERR_INTERNAL', `grammar: expected a token that the mask allows, got ${id}`)
+    this.#state = state
+    if (state.accepting && state.places.length === 0) return true
+    this.mask = masks.of(state, () => this.#makeMask())
     return false
   }
 
-  /** A schema that only leads back to itself is understood, but no text ends it. */
-  #checkMask(problem: string): void {
-    if (!this.mask.some((word) => word !== 0)) {
-      throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: expected one that some text fits: ${problem}`)
-    }
-  }
-
-  dispose(): void {
-    if (this.#disposed) return
-    this.#disposed = true
-    this.#matcher.dispose()
+  #makeMask(): Int32Array {
+    const { trie, stopTokens } = this.#vocabulary
+    const mask = trie.maskOf(this.#states, this.#state)
+    if (this.#state.accepting) for (const id of stopTokens) mask[id >> 5] = (mask[id >> 5] as number) | (1 << (id & 31))
+    return mask
   }
 }
 
-/** JSON text of a schema at most. Compiling takes time on the thread that serves everybody. */
+/** Masks at most that are kept: 32 KiB each for Gemma 3's vocabulary. */
+const maxMasks = 512
+
+/** The masks of states that texts have come to lately: within a string, or between the same names, it is the same one time after time. */
+class Masks {
+  readonly #known = new Map<State, Int32Array>()
+
+  of(state: State, make: () => Int32Array): Int32Array {
+    const mask = this.#known.get(state) ?? make()
+    this.#known.delete(state)
+    this.#known.set(state, mask)
+    const oldest = this.#known.keys().next().value
+    if (this.#known.size > maxMasks && oldest !== undefined) this.#known.delete(oldest)
+    return mask
+  }
+}
+
+/** JSON text of a schema at most. */
 const maxSourceLength = 2 ** 16
 /** Grammars kept. Requests mostly come with the same few. */
 const maxCached = 64
@@ -104,7 +125,7 @@ export class Grammars {
   readonly #vocabularySize: number
   readonly #stopTokens: ReadonlySet<number>
   readonly #cache = new Map<string, Promise<Grammar>>()
-  #compiler: Promise<{ readonly library: XGrammar; readonly compiler: GrammarCompiler }> | undefined
+  #vocabulary: Promise<Vocabulary> | undefined
 
   /** @param stopTokens Those that may come where the grammar is complete. */
   constructor(tokenizer: Tokenizer, vocabularySize: number, stopTokens: ReadonlySet<number>) {
@@ -113,90 +134,48 @@ export class Grammars {
     this.#stopTokens = stopTokens
   }
 
-  /** @throws ERR_INVALID_ARGUMENT for a source that is none, or too long. */
+  /** Equal sources are compiled once, also while that is under way. @throws ERR_INVALID_ARGUMENT for a source that is none, or too long. */
   async compile(source: GrammarSource): Promise<Grammar> {
     const key = keyOf(source)
     if (key.length > maxSourceLength) {
       const problem = `expected at most ${maxSourceLength} characters, got ${key.length}`
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: ${problem}`)
     }
-    const known = this.#cache.get(key)
-    if (known) {
-      this.#cache.delete(key)
-      this.#cache.set(key, known)
-      return await known
-    }
-    const made = this.#compile(source)
+    const made = this.#cache.get(key) ?? this.#compile(source)
+    // Looked up last, given up last.
+    this.#cache.delete(key)
     this.#cache.set(key, made)
-    // One that is given up stays whole for the texts that use it: its memory goes when it is collected.
     const oldest = this.#cache.keys().next().value
     if (this.#cache.size > maxCached && oldest !== undefined) this.#cache.delete(oldest)
-    made.catch(() => this.#cache.delete(key))
-    return await made
+    try {
+      return await made
+    } catch (error) {
+      if (this.#cache.get(key) === made) this.#cache.delete(key)
+      throw error
+    }
   }
 
   async #compile(source: GrammarSource): Promise<Grammar> {
-    const ebnf = await parse(source)
-    this.#compiler ??= this.#open()
-    const { library, compiler } = await this.#compiler
-    const compiled = await compiler.compileGrammar(ebnf)
-    finalizer.register(compiled, compiled.handle)
-    return new Grammar(library, compiled, this.#tokenizer)
+    const ebnf = await ebnfOf(source)
+    this.#vocabulary ??= this.#read()
+    const vocabulary = await this.#vocabulary
+    return new Grammar(new GrammarStates(readRules(ebnf)), vocabulary)
   }
 
-  async #open(): Promise<{ library: XGrammar; compiler: GrammarCompiler }> {
-    const library = await openXGrammar()
-    const pieces = Array.from({ length: this.#tokenizer.vocabularySize }, (_, id) => this.#piece(id))
-    const info = await library.TokenizerInfo.createTokenizerInfo(pieces, 'byte_fallback', false, this.#vocabularySize, [
-      ...this.#stopTokens,
-    ])
-    return { library, compiler: await library.GrammarCompiler.createGrammarCompiler(info, false) }
-  }
-
-  /** How the vocabulary spells a token; nothing for those that are no text: what is empty is never allowed. */
-  #piece(id: number): string {
-    const piece = this.#tokenizer.pieceOf(id)
-    return /^<0x[0-9A-F]{2}>$/.test(piece) || this.#tokenizer.decode([id]) !== '' ? piece : ''
+  async #read(): Promise<Vocabulary> {
+    const tokenizer = this.#tokenizer
+    const trie = await VocabularyTrie.build(tokenizer, this.#vocabularySize)
+    return { tokenizer, trie, stopTokens: this.#stopTokens, masks: new Masks() }
   }
 }
 
-let parser: Promise<XGrammar> | undefined
-
-/**
- * A source in EBNF, checked. The library gives up at a source that is wrong, and its instance with it: so the checking is done by one
- * that knows no vocabulary and is soon replaced.
- */
-async function parse(source: GrammarSource): Promise<string> {
-  if ('schema' in source) checkPatterns(source.schema)
-  const ranges = 'schema' in source ? withoutRanges(source.schema) : undefined
-  parser ??= openXGrammar()
-  const library = await parser
-  library.takeComplaints()
-  try {
-    const grammar =
-      'json' in source
-        ? await library.Grammar.builtinJSONGrammar()
-        : 'ebnf' in source
-          ? await library.Grammar.fromEBNF(source.ebnf)
-          : await library.Grammar.fromJSONSchema(
-              JSON.stringify(ranges?.schema),
-              // One space after a colon or comma, none elsewhere: what costs the fewest tokens. −1 is no indentation; undefined would be 2,
-              // and `{` would have to be followed by a line break.
-              false,
-              -1,
-              undefined,
-              source.strict ?? true,
-            )
-    const text = grammar.toString()
-    grammar.dispose()
-    return ranges ? ranges.insert(withoutEscapes(text)) : text
-  } catch (cause) {
-    parser = undefined
-    // `[FATAL] file:line: what is wrong`
-    const problem = library.takeComplaints().replace(/^\[FATAL\] \S+:\d+: (?:Check failed: .*? is false: )?/, '')
-    const shown = problem.replace(/\s*Aborted\(.*$/, '').slice(0, 300) || 'it cannot be understood'
-    throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: ${shown}`, { cause })
-  }
+async function ebnfOf(source: GrammarSource): Promise<string> {
+  if ('json' in source) return await toEbnf({ kind: 'json' })
+  if ('ebnf' in source) return await toEbnf({ kind: 'ebnf', text: source.ebnf })
+  checkPatterns(source.schema)
+  const { schema, insert } = withoutRanges(source.schema)
+  const ebnf = await toEbnf({ kind: 'schema', text: JSON.stringify(schema), strict: source.strict ?? true })
+  return insert(withoutEscapes(ebnf))
 }
 
 /** @throws ERR_INVALID_ARGUMENT for a pattern with a character that a string of JSON writes by an escape: the library would not. */
@@ -210,9 +189,6 @@ function checkPatterns(schema: unknown): void {
     checkPatterns(value)
   }
 }
-
-/** Frees memory of WebAssembly with the object that stood for it. */
-const finalizer = new FinalizationRegistry<{ delete(): void }>((handle) => handle.delete())
 
 function keyOf(source: GrammarSource): string {
   if (typeof source !== 'object' || source === null) {

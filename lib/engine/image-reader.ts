@@ -116,7 +116,10 @@ export class ImageReader implements AsyncDisposable {
         stored.push(await this.#store.add(image, signal))
       } catch (error) {
         throw error instanceof LapidaryError && error.code !== 'ERR_ABORTED'
-          ? new LapidaryError(error.code, `${image.what}: ${error.message}`, { cause: error })
+          ? new LapidaryError(error.code, `${image.what}: ${error.message}`, {
+              cause: error,
+              images: { name: image.what, problem: error.message },
+            })
           : error
       }
     }
@@ -138,10 +141,8 @@ export class ImageReader implements AsyncDisposable {
     if (tokens < contextLength) return
     const crops = views > images ? `, of which pan and scan makes ${views} views` : ''
     const each = this.#vision.config.imageTokens + imageFrameTokens
-    throw new LapidaryError(
-      'ERR_INVALID_ARGUMENT',
-      `images: expected a prompt of at most ${contextLength - 1} tokens, so that the context has room for an answer, got ${images} images${crops} of ${each} tokens each, and ${tokens} tokens in all`,
-    )
+    const problem = `expected a prompt of at most ${contextLength - 1} tokens, so that the context has room for an answer, got ${images} images${crops} of ${each} tokens each, and ${tokens} tokens in all`
+    throw new LapidaryError('ERR_INVALID_ARGUMENT', `images: ${problem}`, { images: { problem } })
   }
 
   async #encode(pixels: Uint8Array, signal: AbortSignal): Promise<Float32Array> {

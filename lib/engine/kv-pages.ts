@@ -77,6 +77,21 @@ export class KvPages {
     )
   }
 
+  /**
+   * How many tokens `later` may begin with once the prompt of `earlier` is computed: a multiple of the page size, up to where both are alike
+   * and local layers keep what is seen from there.
+   */
+  reusable(earlier: Int32Array, promptLength: number, later: Int32Array): number {
+    const { pageTokens, prefixes } = this
+    if (!prefixes) return 0
+    const kept = Math.floor((promptLength - 1) / pageTokens) * pageTokens
+    const limit = Math.min(kept, later.length - 1)
+    let alike = 0
+    while (alike < limit && earlier[alike] === later[alike]) alike++
+    const tokens = Math.floor(alike / pageTokens) * pageTokens
+    return this.window === 0 || prefixes.windowStart(tokens) === prefixes.windowStart(kept) ? tokens : 0
+  }
+
   /** @internal A page of the global layers, from the prefix cache if need be; −1: all are in use. */
   takeGlobal(): number {
     const page = this.globalPool.take()

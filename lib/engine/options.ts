@@ -66,7 +66,8 @@ export interface GenerateOptions extends SamplingOptions {
   /** What the answer must look like, from `gemma.compileGrammar`. Tokens that it does not allow are never drawn. */
   readonly grammar?: Grammar | undefined
   /**
-   * Whose turn it is where several wait or memory is short: lower numbers go first, equal ones in the order they came. Default 0.
+   * Whose turn it is where several wait or memory is short: lower numbers go first, equal ones in the order they came. Whoever has waited
+   * long enough goes before later ones of any priority. Default 0.
    */
   readonly priority?: number | undefined
   /** Ends the generation with finish reason `abort`, within one step. */

@@ -35,7 +35,7 @@ export interface SequenceRequest {
   readonly sampling: SamplingSettings
   /** Tokens that end the sequence and are no part of it. */
   readonly stopTokens: ReadonlySet<number>
-  /** Says which tokens may come next. Disposed at the end of the sequence. */
+  /** Says which tokens may come next. */
   readonly constraint?: TokenConstraint | undefined
   /** Lower goes first. Default 0. */
   readonly priority?: number
@@ -52,9 +52,12 @@ const noImages: readonly ImageRun[] = []
 export class Sequence {
   readonly request: SequenceRequest
   readonly promptLength: number
-  /** Lower goes first; of equals the one that arrived first. */
   readonly priority: number
   arrival = 0
+  /** Lower goes first; of equals the one that arrived first. The scheduler makes it of priority and age. */
+  rank = 0
+  /** Whose prompt it waits for, since it begins alike. */
+  waitsFor: Sequence | undefined
   pages: SequencePages | undefined
   /** Tokens whose keys and values are in the cache. */
   computed = 0

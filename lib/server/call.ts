@@ -25,8 +25,8 @@ export interface Call {
   readonly bodyLimit: number
   /** The model that the body names, or the only one of its kind. @throws ApiError 404, 400, 503 */
   readonly model: (kind: 'text' | 'embedding' | 'any') => ServedModel
-  /** Counts a generation in metrics and traces. */
-  readonly observe: (generation: Generation) => void
+  /** Counts a generation in metrics and traces. @param isFirst Of the choices for its prompt, which is counted once. */
+  readonly observe: (generation: Generation, isFirst: boolean) => void
   /** Counts tokens that were computed but not generated from. */
   readonly observePrompt: (tokens: number) => void
 }

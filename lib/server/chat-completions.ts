@@ -73,7 +73,7 @@ async function start(call: Call): Promise<Chat> {
     ...sampling,
     maxTokens: limit,
     logprobs: logprobs ? (top ?? 0) : undefined,
-    grammar: await grammarFor(gemma, format, tools),
+    grammar: await call.lifetime.until(grammarFor(gemma, format, tools)),
   }
   call.lifetime.check()
   return {

@@ -93,7 +93,7 @@ async function read(call: Call, stream: boolean): Promise<Completion> {
     includeUsage: streamOptions?.boolean('include_usage') ?? false,
     options: {
       ...samplingOptions(body),
-      grammar: await grammarFor(gemma, readFormat(body, 'response_format'), undefined),
+      grammar: await call.lifetime.until(grammarFor(gemma, readFormat(body, 'response_format'), undefined)),
       // The best of several is found by probability.
       logprobs: logprobs ?? (bestOf > n ? 0 : undefined),
     },

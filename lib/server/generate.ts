@@ -114,7 +114,7 @@ export function startGenerations(
     for (const generation of generations) generation.cancel()
     throw error
   }
-  for (const generation of generations) call.observe(generation)
+  for (const [index, generation] of generations.entries()) call.observe(generation, index % n === 0)
   return generations
 }
 
@@ -162,7 +162,7 @@ export async function startAnswers(
     for (const generation of generations) generation.cancel()
     throw imageErrorOf(error, imagesOf(prompt), gemma.contextLength)
   }
-  for (const generation of generations) call.observe(generation)
+  for (const [index, generation] of generations.entries()) call.observe(generation, index === 0)
   return generations
 }
 
@@ -215,6 +215,11 @@ export function usageOf(all: readonly GenerationResult[], n: number): Usage {
 export async function* merge<T>(
   sources: readonly AsyncIterable<T>[],
 ): AsyncGenerator<readonly [index: number, value: T]> {
+  const [only] = sources
+  if (only && sources.length === 1) {
+    for await (const value of only) yield [0, value]
+    return
+  }
   const iterators = sources.map((source) => source[Symbol.asyncIterator]())
   type Next = { readonly index: number; readonly result: IteratorResult<T> }
   const advance = async (index: number): Promise<Next> => ({

@@ -118,15 +118,14 @@ export async function loadImages(call: Call, turns: Turns): Promise<ChatMessage<
 
 /** The answer for what making images ready rejected with: the request's fault wherever it is the image's. */
 export function imageErrorOf(error: unknown, images: readonly RequestImage[], contextLength: number): unknown {
-  if (!(error instanceof LapidaryError)) return error
-  const { code, message } = error
+  if (!(error instanceof LapidaryError && error.images)) return error
+  const { code } = error
+  const { name, problem: found } = error.images
   const [first] = images
-  const param = images.find((image) => message.startsWith(`${image.param}: `))?.param
-  if (param === undefined) {
-    // Of all images together only their number of tokens can be wrong.
-    const isLength = code === 'ERR_INVALID_ARGUMENT' && message.startsWith('images: ')
-    return first && isLength ? tooLong(first, contextLength, message) : error
-  }
+  if (name === undefined) return first ? tooLong(first, contextLength, `images: ${found}`) : error
+  // Images are named by the field they stand in.
+  const param = images.find((image) => image.param === name)?.param
+  if (param === undefined) return error
   if (code === 'ERR_NATIVE_MISSING') {
     const problem = `${param}: this server cannot decode images: the package sharp is not installed there`
     // Trying again is of no use, and OpenAI's clients do so on 5xx unless they are told.
@@ -134,7 +133,7 @@ export function imageErrorOf(error: unknown, images: readonly RequestImage[], co
     return new ApiError(501, problem, { param, code: 'images_unavailable', headers, cause: error })
   }
   const isImages = code === 'ERR_INVALID_ARGUMENT' || code === 'ERR_DATA_CORRUPT'
-  return isImages ? invalid(param, message.slice(param.length + 2).replace(/^image: /, ''), 'invalid_image') : error
+  return isImages ? invalid(param, found.replace(/^image: /, ''), 'invalid_image') : error
 }
 
 function tooLong({ param: image }: RequestImage, contextLength: number, problem: string): ApiError {

@@ -55,6 +55,27 @@ export class Lifetime implements Disposable {
     if (this.#ending === 'gone') throw new ApiError(499, 'the client closed the connection', { code: 'client_gone' })
   }
 
+  /** Waits for work that cannot be stopped no longer than the request lives. @throws (rejects) what the work does; ApiError as {@link check}. */
+  async until<T>(work: Promise<T>): Promise<T> {
+    let stop = (): void => {}
+    const ended = new Promise<never>((_, reject) => {
+      stop = () => {
+        try {
+          this.check()
+        } catch (error) {
+          reject(error)
+        }
+      }
+      this.signal.addEventListener('abort', stop)
+      stop()
+    })
+    try {
+      return await Promise.race([work, ended])
+    } finally {
+      this.signal.removeEventListener('abort', stop)
+    }
+  }
+
   /** It is answered. */
   [Symbol.dispose](): void {
     clearTimeout(this.#timer)

@@ -52,7 +52,7 @@ async function start(call: Call): Promise<Started> {
   const options: GenerateOptions = {
     ...samplingOptions(body),
     maxTokens: limit,
-    grammar: await grammarFor(gemma, format, tools),
+    grammar: await call.lifetime.until(grammarFor(gemma, format, tools)),
   }
   call.lifetime.check()
   const [generation] = (await startAnswers(call, model, prompt, 1, options)) as [Generation]

@@ -330,16 +330,19 @@ export class LapidaryServer implements AsyncDisposable {
         span.model(served.id)
         return served
       },
-      observe: (generation: Generation) => {
+      observe: (generation: Generation, isFirst: boolean) => {
         generation.result.then(
           (result) => {
             this.metrics.observe(result, performance.now() - began)
-            span.observe(result)
+            span.observe(result, isFirst)
           },
           () => this.metrics.observeFailure(),
         )
       },
-      observePrompt: (tokens) => this.metrics.observePrompt(tokens),
+      observePrompt: (tokens) => {
+        this.metrics.observePrompt(tokens)
+        span.observePrompt(tokens)
+      },
     }
   }
 

@@ -10,7 +10,10 @@ import type { Ending } from './lifetime.ts'
 /** The span of one request. */
 export interface Span {
   model(id: string): void
-  observe(result: GenerationResult): void
+  /** A choice has ended. @param isFirst Of those for its prompt, which is counted once. */
+  observe(result: GenerationResult, isFirst: boolean): void
+  /** Tokens that were read but not generated from. */
+  observePrompt(tokens: number): void
   end(status: number, ending: Ending | undefined): void
 }
 
@@ -38,22 +41,32 @@ export function startSpan(request: ApiRequest): Span {
   const span = trace.getTracer('lapidary').startSpan(operation, { kind: SpanKind.SERVER, attributes }, parent)
   let input = 0
   let output = 0
+  const reasons: string[] = []
   return {
     model(id) {
       span.setAttribute('gen_ai.request.model', id)
+      span.setAttribute('gen_ai.response.model', id)
       span.updateName(`${operation} ${id}`)
     },
-    observe({ promptTokens, tokens, finishReason }) {
-      input += promptTokens
+    observe({ promptTokens, tokens, finishReason }, isFirst) {
+      if (isFirst) input += promptTokens
       output += tokens
-      span.setAttribute('gen_ai.response.finish_reasons', [finishReason])
+      reasons.push(finishReason === 'context' ? 'length' : finishReason)
+      span.setAttribute('gen_ai.response.finish_reasons', reasons)
       span.setAttribute('gen_ai.usage.input_tokens', input)
       span.setAttribute('gen_ai.usage.output_tokens', output)
+    },
+    observePrompt(tokens) {
+      input += tokens
+      span.setAttribute('gen_ai.usage.input_tokens', input)
     },
     end(status, ending) {
       span.setAttribute('http.response.status_code', status)
       if (ending) span.setAttribute('lapidary.ended', ending)
-      if (status >= 500 || ending) span.setStatus({ code: SpanStatusCode.ERROR })
+      if (status >= 500 || ending) {
+        span.setAttribute('error.type', ending ?? String(status))
+        span.setStatus({ code: SpanStatusCode.ERROR })
+      }
       span.end()
     },
   }

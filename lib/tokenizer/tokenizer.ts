@@ -186,6 +186,11 @@ export class Tokenizer {
     throw new LapidaryError('ERR_INVALID_ARGUMENT', `id: expected 0 to ${this.vocabularySize - 1}, got ${got}`)
   }
 
+  /** @internal The bytes that an id adds to a text; undefined for one that is no text (control pieces, markers). */
+  textBytesOf(id: number): Uint8Array | undefined {
+    return this.#vocabulary.textBytesOf(id)
+  }
+
   /** The id of a piece, spelt with U+2581 for a space. */
   idOf(piece: string): number | undefined {
     return this.#vocabulary.idOf(piece)

@@ -231,6 +231,16 @@ export class Vocabulary {
     return this.#texts[id]!
   }
 
+  /** The bytes of the piece as text; undefined for one that is no text. */
+  textBytesOf(id: number): Uint8Array | undefined {
+    const type = this.types[id]
+    if (type === PieceType.byte) return Uint8Array.of(Number.parseInt(this.pieceOf(id).slice(3, 5), 16))
+    if (type !== PieceType.normal && type !== PieceType.userDefined) return undefined
+    const bytes = this.#bytes.subarray(this.startOf(id), this.endOf(id))
+    // U+2581 begins with a byte that few pieces have.
+    return bytes.includes(0xe2) ? Buffer.from(this.pieceOf(id).replaceAll('\u2581', ' ')) : bytes
+  }
+
   /** A piece in a message. */
   describe(id: number): string {
     return `piece ${id} (${JSON.stringify(this.pieceOf(id))})`

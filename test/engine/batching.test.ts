@@ -381,3 +381,70 @@ test('the fake model notices a wrong page: a negative control', async () => {
   }
   await expect(answer).rejects.toThrow(/key \d+ of query/)
 })
+
+/** What is asked for under a steady load of others: when it is answered, by how many of these were. */
+async function answeredAfter(priority: number, agingSteps: number): Promise<number> {
+  const host = fakeEngine({ maxSequences: 1, agingSteps })
+  let others = 0
+  let over = false
+  const load = (token: number): void => {
+    const { answer } = host.submit({ prompt: [token], maxTokens: 2 })
+    void answer.then(() => {
+      others++
+      if (!over && others < 500) load(token)
+    })
+  }
+  // There is always one more that waits.
+  for (const token of [1, 2, 3]) load(token)
+  await host.submit({ prompt: [4], maxTokens: 2, priority }).answer
+  over = true
+  return others
+}
+
+test('whoever waits long enough is served under a steady load of higher priority', async () => {
+  // A new one comes every two steps: those of the first 20 steps for a level go first, three times as many for three.
+  expect(await answeredAfter(0, 20)).toBe(3)
+  expect(await answeredAfter(1, 20)).toBe(12)
+  expect(await answeredAfter(7, 20)).toBe(32)
+  expect(await answeredAfter(1, 100)).toBe(52)
+  // And never, if age did not count.
+  expect(await answeredAfter(1, 1e9)).toBeGreaterThan(490)
+})
+
+test('what prompts share is computed once, also if they come at once', async () => {
+  const random = Random.named('shared')
+  const options = { maxSequences: 4, stepTokens: 16, window: 100 }
+  const computed = async (prefixCache: boolean, prompts: readonly number[][]): Promise<number> => {
+    const host = fakeEngine({ ...options, prefixCache })
+    const answers = await Promise.all(prompts.map((prompt) => host.submit({ prompt, maxTokens: 5 }).answer))
+    expect(answers.map(({ ids }) => ids)).toEqual(prompts.map((prompt) => continuation(prompt, 5, 100)))
+    expect(heldPages(host.pages)).toEqual({ global: 0, local: 0 })
+    return host.model.steps.reduce((sum, { tokens }) => sum + tokens, 0)
+  }
+  const prompt = randomPrompt(random, 62)
+  // Four choices of one prompt: 60 tokens are whole pages, and stay. Each computes its last two, and four of its five answers' tokens.
+  const choices = [prompt, prompt, prompt, prompt]
+  expect(await computed(true, choices)).toBe(60 + 4 * 2 + 4 * 4)
+  expect(await computed(false, choices)).toBe(4 * 62 + 4 * 4)
+  // Different questions after the same beginning of 40 tokens.
+  const questions = Array.from({ length: 4 }, () => [...prompt.slice(0, 40), ...randomPrompt(random, 10)])
+  expect(await computed(true, questions)).toBe(40 + 4 * 10 + 4 * 4)
+})
+
+test('nobody waits for what saves little, and a place in the batch is kept for those that wait', async () => {
+  const random = Random.named('waiting')
+  const host = fakeEngine({ maxSequences: 2, stepTokens: 16, window: 100 })
+  const long = randomPrompt(random, 150)
+  const order: string[] = []
+  const ask = (name: string, prompt: number[], maxTokens: number): Promise<unknown> => {
+    const { answer } = host.submit({ prompt, maxTokens })
+    return answer.then(() => order.push(name))
+  }
+  // Eight tokens of 150 are alike: it goes its own way, and is done first.
+  await Promise.all([ask('long', long, 2), ask('short', [...long.slice(0, 8), 1, 2, 3], 2)])
+  expect(order.splice(0)).toEqual(['short', 'long'])
+  // The twin waits for the long one's prompt; a third one that has come later does not take its place.
+  const other = randomPrompt(random, 120)
+  await Promise.all([ask('first', other, 40), ask('twin', other, 2), ask('third', [5, 6, 7], 2)])
+  expect(order).toEqual(['twin', 'third', 'first'])
+})

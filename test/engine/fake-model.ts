@@ -151,6 +151,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     chunk = stepTokens,
     maxQueue = 100,
     prefixCache = true,
+    agingSteps,
     globalPages = maxSequences * Math.ceil(contextLength / pageTokens),
     localPages = maxSequences * (Math.ceil((window + stepTokens) / pageTokens) + 2) * 2,
   } = options
@@ -164,7 +165,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     prefixCache,
   })
   const model = new FakeModel(pages)
-  const engine = new Engine(pages, model, { contextLength, maxSequences, stepTokens, maxQueue })
+  const engine = new Engine(pages, model, { contextLength, maxSequences, stepTokens, maxQueue, agingSteps })
   return {
     engine,
     model,

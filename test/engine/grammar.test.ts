@@ -161,14 +161,48 @@ describe('a grammar', () => {
     expect((await gemma.generate('x', { grammar, maxTokens: 100 })).finishReason).toBe('stop')
   })
 
-  test('that no text fits is refused when it begins, or where it leads nowhere', async () => {
-    for (const source of [{ schema: { $ref: '#' } }, { ebnf: 'root ::= x\nx ::= x' }] as const) {
-      const grammar = await gemma.compileGrammar(source)
-      throwsCode(() => gemma.stream('x', { grammar }), 'ERR_INVALID_ARGUMENT', /no text fits it/)
+  test('that no text fits is refused, also where only a part leads nowhere', async () => {
+    for (const source of [
+      { schema: { $ref: '#' } },
+      { ebnf: 'root ::= x\nx ::= x' },
+      { ebnf: 'root ::= "a" x\nx ::= x' },
+    ]) {
+      await rejectsCode(gemma.compileGrammar(source as GrammarSource), 'ERR_INVALID_ARGUMENT', /no text fits it/)
     }
-    const grammar = await gemma.compileGrammar({ ebnf: 'root ::= "a" x\nx ::= x' })
-    await rejectsCode(gemma.generate('x', { grammar, maxTokens: 8 }), 'ERR_INVALID_ARGUMENT', /begins like this/)
-    expect(gemma.info().engine).toMatchObject({ running: 0, waiting: 0 })
+    // What leads nowhere is not begun.
+    const grammar = await gemma.compileGrammar({ ebnf: 'root ::= "a" x | "b"\nx ::= "c" x' })
+    expect((await gemma.generate('x', { grammar, maxTokens: 8 })).text).toBe('b')
+  })
+
+  test('others generate while one is compiled, and equal ones are compiled once', async () => {
+    const properties = Object.fromEntries(
+      Array.from({ length: 400 }, (_, at) => [`property ${at}`, { type: 'string' }]),
+    )
+    const order: string[] = []
+    const schema = { type: 'object', properties, required: Object.keys(properties) }
+    const compiling = [1, 2, 3].map(() => gemma.compileGrammar({ schema: { ...schema } }))
+    const compiled = Promise.all(compiling).then((all) => {
+      order.push('compiled')
+      return all
+    })
+    // A prompt and two tokens: five steps at most, each of which begins on this thread when the one before has ended.
+    await gemma.generate('The king', { maxTokens: 2 }).then(() => order.push('generated'))
+    const [first, ...others] = await compiled
+    expect(order).toEqual(['generated', 'compiled'])
+    for (const other of others) expect(other).toBe(first)
+    const { text, finishReason } = await gemma.generate('x', { grammar: first, maxTokens: 8, temperature: 0 })
+    expect(text).toMatch(/^\{"prop/)
+    expect(finishReason).toBe('length')
+  })
+
+  test('a wrong one among many fails alone', async () => {
+    const sources: GrammarSource[] = Array.from({ length: 9 }, (_, at) =>
+      at % 3 === 1 ? { ebnf: `root ::= (${at}` } : { ebnf: `root ::= "${at}"` },
+    )
+    const settled = await Promise.allSettled(sources.map((source) => gemma.compileGrammar(source)))
+    expect(settled.map(({ status }) => status === 'fulfilled')).toEqual(sources.map((_, at) => at % 3 !== 1))
+    // Nothing that failed is kept.
+    await rejectsCode(gemma.compileGrammar(sources[1]!), 'ERR_INVALID_ARGUMENT', /EBNF parser error/)
   })
 
   test('of another model is refused', async () => {
