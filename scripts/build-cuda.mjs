@@ -4,7 +4,7 @@
 //
 // --into gets a copy: beside an addon it is found there. Needs nvcc 13.0 or newer; all six architectures take a while.
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readdirSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -15,6 +15,14 @@ export const cudaRoot = path.join(packageRoot, 'build', 'cuda')
 export const cudaLibrary = path.join(cudaRoot, 'build', 'Release', 'liblapidary_cuda.so')
 /** Where the compiler's reports are: one per object. */
 export const cudaObjects = path.join(cudaRoot, 'build', 'cmake', 'cuda')
+
+/** The objects that the library is linked of: those of kernels/cuda/*.cu as cmake finds them, and the generated list. */
+export function cudaObjectNames() {
+  const sources = readdirSync(path.join(packageRoot, 'native', 'kernels', 'cuda')).filter((name) =>
+    name.endsWith('.cu'),
+  )
+  return new Set([...sources.map((name) => name.replace(/\.cu$/, '.o')), 'kernel_sets.o'])
+}
 
 export function buildCuda(architectures = 'all') {
   const env = {

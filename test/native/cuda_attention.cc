@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kSeeds = 12;
 int failures = 0;
+bool count_banks = false;
 
 void expect(bool holds, const std::string& what) {
   if (holds) return;
@@ -111,6 +112,7 @@ std::string run(Attention& attention, const typename Kernel::Params& params, siz
   options.shared_bytes = shared;
   options.seed = seed;
   options.schedule = schedule;
+  options.count_banks = count_banks;
   const auto body = [](const void* data, unsigned char* memory) {
     Kernel::run(*static_cast<const typename Kernel::Params*>(data), memory);
   };
@@ -140,20 +142,34 @@ std::string decode(Attention& attention, uint64_t seed, Schedule schedule) {
   return error;
 }
 
+// What a kernel's ordinary accesses to shared memory cost, as a report.
+void report_banks(const std::string& kernel, const emulation::Counts& before) {
+  const emulation::Counts after = emulation::counts();
+  printf("  %-14s %6llu accesses of warps to shared memory, %llu cycles of conflicts\n", kernel.c_str(),
+         static_cast<unsigned long long>(after.shared_accesses - before.shared_accesses),
+         static_cast<unsigned long long>(after.shared_conflicts - before.shared_conflicts));
+}
+
 // The right kernel on every seed; no bank conflicts.
 template <int kD>
 void test_dimension() {
   Attention rows(45, 130, kD, 70);
-  const uint64_t before = emulation::counts().bank_conflicts;
+  count_banks = true;
+  const emulation::Counts start = emulation::counts();
+  const uint64_t before = start.bank_conflicts;
   const std::string text = std::to_string(kD);
   std::string error = prefill<PrefillSize<kD, false>>(rows, 3, Schedule::adversarial);
   expect(error.empty(), "prefill of " + text + ": " + error);
+  report_banks("prefill d" + text, start);
   if constexpr (kD != 80 && kD != 96) {
     Attention few(2, 300, kD, 0);
+    const emulation::Counts middle = emulation::counts();
     error = decode<DecodeSize<kD, false>>(few, 3, Schedule::adversarial);
     expect(error.empty(), "decode of " + text + ": " + error);
+    report_banks("decode d" + text, middle);
   }
   expect(emulation::counts().bank_conflicts == before, "ldmatrix meets no bank twice, heads of " + text);
+  count_banks = false;
 }
 
 template <Defect kDefect>

@@ -193,8 +193,16 @@ void test(const char* name, Run run, const Problem& problem) {
   std::vector<float> expected, out;
   LaunchOptions options;
   options.schedule = Schedule::friendly;
+  options.count_banks = true;
+  const emulation::Counts before = emulation::counts();
   const std::string friendly = run(problem, options, expected);
   expect(friendly.empty(), std::string(name) + ", friendly: " + friendly);
+  const emulation::Counts after = emulation::counts();
+  printf("%s: %llu accesses of warps to shared memory, %llu cycles of conflicts; ldmatrix %llu\n", name,
+         static_cast<unsigned long long>(after.shared_accesses - before.shared_accesses),
+         static_cast<unsigned long long>(after.shared_conflicts - before.shared_conflicts),
+         static_cast<unsigned long long>(after.bank_conflicts - before.bank_conflicts));
+  options.count_banks = false;
   const auto same = [&] { return memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0; };
   options.schedule = Schedule::adversarial;
   for (options.seed = 1; options.seed <= kSoundSeeds; ++options.seed) {

@@ -264,6 +264,47 @@ void test_multiply() {
   expect(emulation::counts().bank_conflicts - before == 6, "bank conflicts of rows of 32 bytes are counted");
 }
 
+// ── conflicts on the banks of shared memory ─────────────────────────────────────────────────────────────────────────
+// Each lane of a warp goes through kSteps numbers, `stride` words from lane to lane.
+template <class T>
+void walk(const void* data, unsigned char* shared) {
+  const int stride = *static_cast<const int*>(data);
+  constexpr int kSteps = 3;
+  auto* at = reinterpret_cast<T*>(shared);
+  for (int i = 0; i < kSteps; ++i) dev::store_shared(at + dev::lane() * stride + i, T{});
+  dev::warp_barrier();
+  for (int i = 0; i < kSteps; ++i) dev::load_shared(at + dev::lane() * stride + i);
+}
+
+// Cycles beyond the least of the six accesses of a walk.
+template <class T>
+uint64_t conflicts_of(int stride, bool count = true, uint64_t seed = 1) {
+  LaunchOptions options;
+  options.shared_bytes = 32 * 33 * sizeof(T) + 64;
+  options.count_banks = count;
+  options.seed = seed;
+  const emulation::Counts before = emulation::counts();
+  const std::string error = emulation::run(options, walk<T>, &stride);
+  expect(error.empty(), "a walk through shared memory: " + error);
+  const emulation::Counts after = emulation::counts();
+  expect(after.shared_accesses - before.shared_accesses == (count ? 6 : 0), "each access of a warp is counted once");
+  return after.shared_conflicts - before.shared_conflicts;
+}
+
+void test_banks() {
+  expect(conflicts_of<uint32_t>(1) == 0, "neighbours meet no bank twice");
+  expect(conflicts_of<uint32_t>(0) == 0, "one word for all is no conflict");
+  expect(conflicts_of<uint32_t>(32) == 6 * 31, "a column of 32 words: a planted conflict of 32 lanes");
+  expect(conflicts_of<uint32_t>(33) == 0, "a column of 33 words");
+  expect(conflicts_of<uint32_t>(2) == 6, "every other word");
+  expect(conflicts_of<uint8_t>(1) == 0 && conflicts_of<uint16_t>(1) == 0, "narrow numbers share words");
+  expect(conflicts_of<uint64_t>(1) == 0 && conflicts_of<uint64_t>(2) == 6 * 2, "8 bytes, by halves of a warp");
+  expect(conflicts_of<dev::Words4>(1) == 0 && conflicts_of<dev::Words4>(2) == 6 * 4, "16 bytes, by quarters");
+  for (uint64_t seed = 2; seed < 10; ++seed)
+    expect(conflicts_of<uint32_t>(32, true, seed) == 6 * 31, "whatever the schedule is");
+  expect(conflicts_of<uint32_t>(32, false) == 0, "nothing is counted that was not asked for");
+}
+
 void test_numbers() {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
     const float x = dev::to_float(dev::F16{uint16_t(bits)});
@@ -339,6 +380,7 @@ int main() {
   }
   test_slips();
   test_multiply();
+  test_banks();
   test_numbers();
   test_functions();
   const emulation::Counts counts = emulation::counts();

@@ -117,8 +117,10 @@ def flex(queries, keys, causal, window, softcap, grouped):
     return lambda q, k, v: compiled(q, k, v, score_mod=capped if softcap else None, block_mask=mask, enable_gqa=grouped)
 
 
-def attempt(attend, q, k, v):
-    """A backend that refuses a shape says so when it is called."""
+def attempt(peer, attend, q, k, v):
+    """A backend of SDPA that refuses a shape says so when it is called. (FlexAttention would be compiled once more.)"""
+    if peer == "flex_attention":
+        return
     try:
         attend(q, k, v)
     except RuntimeError as error:
@@ -143,7 +145,7 @@ def prefill(peer, work, least):
         return lambda: (attend(q, k, v).transpose(1, 2),)
 
     q, k, v = (torch.zeros(1, n, tokens, dim, dtype=torch.bfloat16, device="cuda") for n in (heads, kv_heads, kv_heads))
-    attempt(attend, q, k, v)
+    attempt(peer, attend, q, k, v)
     del q, k, v
     return Graph(make, 4 * tokens * heads * dim * 2, least)
 
@@ -165,7 +167,7 @@ def decode(peer, work, least):
 
     q = torch.zeros(batch, heads, 1, dim, dtype=torch.bfloat16, device="cuda")
     k = torch.zeros(batch, kv_heads, keys, dim, dtype=torch.bfloat16, device="cuda")
-    attempt(attend, q, k, k)
+    attempt(peer, attend, q, k, k)
     del q, k
     return Graph(make, 2 * batch * keys * kv_heads * dim * 2, least)
 

@@ -117,14 +117,15 @@ inline void store(T* global, T value) {
   emulation::check_global(global, sizeof(T), true);
   emulation::write_global(global, &value, sizeof(T));
 }
+// Always inlined: the emulation tells instructions apart by the place in the kernel that it returns to.
 template <class T>
-inline T load_shared(const T* shared) {
-  emulation::check_shared(shared, sizeof(T));
+__attribute__((always_inline)) inline T load_shared(const T* shared) {
+  emulation::access_shared(shared, sizeof(T));
   return *shared;
 }
 template <class T>
-inline void store_shared(T* shared, T value) {
-  emulation::check_shared(shared, sizeof(T));
+__attribute__((always_inline)) inline void store_shared(T* shared, T value) {
+  emulation::access_shared(shared, sizeof(T));
   *shared = value;
 }
 inline Words4 load_stream_16(const void* global) { return load(static_cast<const Words4*>(global)); }

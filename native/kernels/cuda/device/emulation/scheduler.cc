@@ -92,7 +92,7 @@ constexpr size_t kMaxPending = 512;  // of a block; beyond, stores become visibl
 constexpr size_t kMaxLate = size_t(1) << 16;
 constexpr uint64_t kMaxIdleSwitches = 4000000;  // between two steps forward: a few seconds
 
-std::atomic<uint64_t> launches{0}, switches{0}, matrix_loads{0}, bank_conflicts{0};
+std::atomic<uint64_t> launches{0}, switches{0};
 
 // Stacks are kept: mapping one costs more than running a small kernel on it. Below each lies a page that nobody may touch.
 // Never destroyed: streams may still run while the process ends.
@@ -228,6 +228,7 @@ void start_block(Launch& launch, size_t slot, int64_t index) {
     warp.threads = &block.thread[size_t(w * kWarp)];
     warp.runnable = 0xffffffffu;
     warp.arrived = 0;
+    warp.stretch = 0;
     warp.priority = uint32_t(next_random(launch.random));
   }
   for (int t = 0; t < block.threads; ++t) {
@@ -238,12 +239,15 @@ void start_block(Launch& launch, size_t slot, int64_t index) {
     thread.done = false;
     thread.copies.clear();
     thread.group_ends.clear();
+    thread.meetings = 0;
+    thread.visits.clear();
     thread.stack_pointer = prepare_stack(launch.stacks[slot * size_t(launch.options.threads) + size_t(t)]);
   }
 }
 
 void finish_block(Launch& launch, size_t slot) {
   Block& block = launch.blocks[slot];
+  for (Warp& warp : block.warp) count_accesses(warp);
   const std::vector<unsigned char>& memory = launch.shared[slot];
   const unsigned char* end = memory.data() + memory.size();
   const bool intact = std::all_of(memory.data(), static_cast<const unsigned char*>(block.shared),
@@ -335,7 +339,13 @@ void run_blocks(Launch& launch) {
 
 }  // namespace
 
-Counts counts() { return {launches.load(), switches.load(), matrix_loads.load(), bank_conflicts.load()}; }
+Counts counts() {
+  Counts counts;
+  counts.launches = launches.load();
+  counts.switches = switches.load();
+  add_bank_counts(counts);
+  return counts;
+}
 
 std::string run(const LaunchOptions& options, Body body, const void* params) {
   const int64_t total = int64_t(options.grid.x) * options.grid.y * options.grid.z;
@@ -382,6 +392,7 @@ std::string run(const LaunchOptions& options, Body body, const void* params) {
 }
 
 Dimensions grid_of(const Thread& thread) { return launch_of(thread).options.grid; }
+bool counts_banks(const Thread& thread) { return launch_of(thread).options.count_banks; }
 
 void fail(const char* format, ...) {
   Thread& me = *current;
@@ -427,6 +438,7 @@ void barrier(int id, int threads) {
   Thread& me = *current;
   Warp& warp = *me.warp;
   Block& block = *warp.block;
+  ++me.meetings;
   if (id < 0 || id > 15) fail("barrier %d: expected 0 to 15", id);
   if (threads % kWarp != 0 || threads > block.threads)
     fail("barrier of %d threads in a block of %d", threads, block.threads);
@@ -564,7 +576,7 @@ void land(const Copy& copy) {
 
 void copy_async(void* shared, const void* global, int bytes, bool valid) {
   Thread& me = *current;
-  check_shared(shared, size_t(bytes));
+  access_shared(shared, size_t(bytes));
   if (valid) check_global(global, size_t(bytes), false);
   const Copy copy{static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, valid};
   if (launch_of(me).options.schedule == Schedule::friendly) return land(copy);
@@ -583,24 +595,6 @@ void copy_wait(int open) {
   me.copies.erase(me.copies.begin(), me.copies.begin() + ptrdiff_t(landed));
   me.group_ends.erase(me.group_ends.begin(), me.group_ends.begin() + ptrdiff_t(groups));
   for (size_t& end : me.group_ends) end -= landed;
-}
-
-// Shared memory has 32 banks of four bytes; eight rows of 16 bytes pass at once where they lie in different ones.
-void count_matrix_load(const void* const* rows, int matrices) {
-  uint64_t conflicts = 0;
-  for (int matrix = 0; matrix < matrices; ++matrix) {
-    int uses[8] = {};
-    int most = 0;
-    for (int row = 0; row < 8; ++row) {
-      const void* at = rows[matrix * 8 + row];
-      bool seen = false;
-      for (int other = 0; other < row; ++other) seen = seen || rows[matrix * 8 + other] == at;
-      if (!seen) most = std::max(most, ++uses[reinterpret_cast<uintptr_t>(at) / 16 % 8]);
-    }
-    conflicts += uint64_t(most - 1);
-  }
-  matrix_loads.fetch_add(1, std::memory_order_relaxed);
-  if (conflicts) bank_conflicts.fetch_add(conflicts, std::memory_order_relaxed);
 }
 
 }  // namespace lapidary::emulation

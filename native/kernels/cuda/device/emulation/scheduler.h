@@ -44,6 +44,8 @@ struct LaunchOptions {
   Schedule schedule = Schedule::adversarial;
   // Empty: addresses of global memory are not checked.
   const std::vector<Range>* ranges = nullptr;
+  // Counts the conflicts of ordinary accesses to shared memory too (banks.cc), which takes time.
+  bool count_banks = false;
 };
 
 // What launches did since the process began.
@@ -52,6 +54,9 @@ struct Counts {
   uint64_t switches = 0;        // of fibres
   uint64_t matrix_loads = 0;    // ldmatrix, of a warp
   uint64_t bank_conflicts = 0;  // cycles that those took beyond one per eight rows
+  // Of launches that count banks: loads, stores and copies of warps to shared memory, and the cycles that they took beyond the least.
+  uint64_t shared_accesses = 0;
+  uint64_t shared_conflicts = 0;
 };
 Counts counts();
 
@@ -72,6 +77,21 @@ struct Copy {
   bool valid;
 };
 
+// How often a lane has come to an instruction since its warp last met.
+struct Visits {
+  const void* site;
+  uint32_t count;
+};
+
+// What the lanes of a warp do at one instruction at once.
+struct SharedAccess {
+  const void* site;
+  uint32_t visit;
+  uint32_t lanes;
+  uint32_t bytes;
+  uint32_t offset[kWarp];
+};
+
 struct Thread {
   void* stack_pointer = nullptr;
   Warp* warp = nullptr;
@@ -80,6 +100,9 @@ struct Thread {
   bool done = false;
   std::vector<Copy> copies;        // not landed yet, in order
   std::vector<size_t> group_ends;  // committed groups: how many of `copies` each group and those before it hold
+  uint32_t meetings = 0;           // operations of its warp, and barriers, that it has come to
+  std::vector<Visits> visits;      // in its current stretch between two of them
+  size_t next_access = 0;          // where in the warp's accesses its next one is likely to be
 };
 
 enum class Operation : uint8_t { none, barrier, shuffle, ballot, mma_bf16, mma_f16, mma_i8, ldmatrix };
@@ -92,6 +115,8 @@ struct Warp {
   uint32_t priority = 0;
   Operation operation = Operation::none;
   int detail = 0;
+  uint32_t stretch = 0;  // the meetings after which `accesses` were made
+  std::vector<SharedAccess> accesses;
   const void* in[kWarp];
   void* out[kWarp];
 };
@@ -131,6 +156,7 @@ struct Block {
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 
 Dimensions grid_of(const Thread& thread);
+bool counts_banks(const Thread& thread);
 
 // Ends the launch. Does not return to the fibre.
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
@@ -147,6 +173,7 @@ using Work = void (*)(const void* const* in, void* const* out, int detail);
 inline void collective(Operation operation, int detail, const void* in, void* out, Work work) {
   Thread& me = *current;
   Warp& warp = *me.warp;
+  ++me.meetings;
   if (warp.arrived == 0) {
     warp.operation = operation;
     warp.detail = detail;
@@ -172,6 +199,8 @@ void fence();
 // Fails where the access is misaligned or outside what the launch may touch.
 void check_global(const void* at, size_t bytes, bool writes);
 void check_shared(const void* at, size_t bytes);
+// The same before a load or store; counts its conflicts where the launch wants that. The instruction is known by who called this.
+__attribute__((noinline)) void access_shared(const void* at, size_t bytes);
 void read_global(const void* at, void* value, size_t bytes);
 void write_global(void* at, const void* value, size_t bytes);
 // Before an atomic: checks the address, lets others run, and makes the block's own earlier stores there visible.
@@ -182,5 +211,9 @@ void copy_commit();
 void copy_wait(int open);
 
 void count_matrix_load(const void* const* rows, int matrices);
+// Counts what a warp has done to shared memory since it last met.
+void count_accesses(Warp& warp);
+// What banks.cc counted since the process began.
+void add_bank_counts(Counts& counts);
 
 }  // namespace lapidary::emulation
