@@ -178,6 +178,8 @@ export async function raceModel(
         )
         emit(`decode at ${depth}`, 'tok/s', perSecond(values, 1), limit)
       }
+      // Our engine lets go of the table's pages after two seconds without work.
+      await new Promise((resolve) => setTimeout(resolve, 3000))
       const memory = await ask(
         all,
         'memory',

@@ -10,6 +10,11 @@ import type { StepExecutor, StepResult } from './step-runner.ts'
 
 export interface EngineOptions extends SchedulerOptions {
   readonly contextLength: number
+  /**
+   * Milliseconds without work after which the executor rests. Default 2000: to fetch again what it let go of would delay the next request of
+   * a server with short pauses.
+   */
+  readonly restAfterMs?: number | undefined
 }
 
 /** Work between steps that needs pages of its own, in parts of about one step each: scoring of texts. */
@@ -45,6 +50,7 @@ export class Engine implements AsyncDisposable {
   #work: Promise<void> | undefined
   /** Why nothing more is taken. */
   #closed: unknown
+  #restTimer: NodeJS.Timeout | undefined
   #steps = 0
   #jobTurn = false
 
@@ -89,6 +95,7 @@ export class Engine implements AsyncDisposable {
     this.#closed ??= new LapidaryError('ERR_DISPOSED', 'engine: the model has been disposed')
     this.#failAll(this.#closed)
     await this.#work
+    clearTimeout(this.#restTimer)
   }
 
   #checkOpen(): void {
@@ -96,6 +103,7 @@ export class Engine implements AsyncDisposable {
   }
 
   #wake(): void {
+    clearTimeout(this.#restTimer)
     // The first step begins once the caller's own code has run: what is submitted together starts together.
     this.#work ??= Promise.resolve().then(() => this.#loop())
   }
@@ -138,7 +146,8 @@ export class Engine implements AsyncDisposable {
         if (this.#scheduler.running.length + this.#scheduler.waiting.length > 0) {
           throw new LapidaryError('ERR_INTERNAL', 'engine: expected a step for the sequences at hand, got none')
         }
-        if (this.#closed === undefined) this.#executor.rest()
+        if (this.#closed === undefined)
+          this.#restTimer = setTimeout(() => this.#executor.rest(), this.#options.restAfterMs ?? 2000).unref()
         break
       }
     } catch (error) {

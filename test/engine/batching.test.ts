@@ -1,6 +1,6 @@
 /** Continuous batching, paging and prefix reuse, over a model that checks every key it reads. */
 
-import { expect, test } from 'vitest'
+import { expect, test, vi } from 'vitest'
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import { Random } from '../support/random.ts'
 import { continuation, fakeEngine, heldPages, vocabulary } from './fake-model.ts'
@@ -73,14 +73,19 @@ test.each([1, 2, 3])('answers survive preemption under a tiny page budget, seed 
 })
 
 test('the executor may rest once no sequence is left, not between two that overlap', async () => {
-  const host = fakeEngine({ stepTokens: 16 })
+  const host = fakeEngine({ stepTokens: 16, restAfterMs: 20 })
   const first = host.submit({ prompt: [1, 2, 3], maxTokens: 4 })
   const second = host.submit({ prompt: [4, 5], maxTokens: 9 })
   await Promise.all([first.answer, second.answer])
-  const after = host.model.steps.length
-  expect(host.model.rests).toEqual([after])
+  // Not between two that follow closely either.
   await host.submit({ prompt: [6], maxTokens: 2 }).answer
-  expect(host.model.rests).toEqual([after, host.model.steps.length])
+  expect(host.model.rests).toEqual([])
+  await vi.waitFor(() => expect(host.model.rests).toEqual([host.model.steps.length]))
+  const after = host.model.steps.length
+  await host.submit({ prompt: [7], maxTokens: 2 }).answer
+  await host.engine[Symbol.asyncDispose]()
+  await new Promise((resolve) => setTimeout(resolve, 40))
+  expect(host.model.rests).toEqual([after])
 })
 
 test.each([

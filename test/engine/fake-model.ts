@@ -152,6 +152,7 @@ export function fakeEngine(options: FakeOptions = {}): {
     maxQueue = 100,
     prefixCache = true,
     agingSteps,
+    restAfterMs,
     globalPages = maxSequences * Math.ceil(contextLength / pageTokens),
     localPages = maxSequences * (Math.ceil((window + stepTokens) / pageTokens) + 2) * 2,
   } = options
@@ -165,7 +166,14 @@ export function fakeEngine(options: FakeOptions = {}): {
     prefixCache,
   })
   const model = new FakeModel(pages)
-  const engine = new Engine(pages, model, { contextLength, maxSequences, stepTokens, maxQueue, agingSteps })
+  const engine = new Engine(pages, model, {
+    contextLength,
+    maxSequences,
+    stepTokens,
+    maxQueue,
+    agingSteps,
+    restAfterMs,
+  })
   return {
     engine,
     model,
