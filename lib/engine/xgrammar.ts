@@ -68,10 +68,10 @@ parentPort.on('message', async (source) => {
     const ebnf = grammar.toString()
     grammar.dispose()
     parentPort.postMessage({ ebnf })
-  } catch (error) {
+  } catch {
     // Where it complains it gives up, and its instance with it.
     library = undefined
-    parentPort.postMessage({ complaint: complaints.join(' ') || String(error) })
+    parentPort.postMessage({ complaint: complaints.join(' ') || 'it is nested too deeply or too large' })
   }
 })
 `
