@@ -47,9 +47,9 @@ export interface State {
 }
 
 /** Nodes of all rules. Repetitions are written out. */
-const mostNodes = 2 ** 18
-/** Places of one state. */
-const mostPlaces = 4096
+const mostNodes = 2 ** 17
+/** Places of one state: a source of 64 KiB can list some ten thousand values. */
+const mostPlaces = 2 ** 15
 /** States that are kept. One for a bounded string of each length, times a few. */
 const mostStates = 2 ** 14
 /** States that differ after the same number of plain characters, before it is not worth looking further. */

@@ -172,21 +172,29 @@ export class Grammars {
 async function ebnfOf(source: GrammarSource): Promise<string> {
   if ('json' in source) return await toEbnf({ kind: 'json' })
   if ('ebnf' in source) return await toEbnf({ kind: 'ebnf', text: source.ebnf })
-  checkPatterns(source.schema)
   const { schema, insert } = withoutRanges(source.schema)
   const ebnf = await toEbnf({ kind: 'schema', text: JSON.stringify(schema), strict: source.strict ?? true })
   return insert(withoutEscapes(ebnf))
 }
 
-/** @throws ERR_INVALID_ARGUMENT for a pattern with a character that a string of JSON writes by an escape: the library would not. */
-function checkPatterns(schema: unknown): void {
+/** Levels of a schema. */
+const deepest = 200
+
+/**
+ * @throws ERR_INVALID_ARGUMENT for a schema that is nested too deeply, and for a pattern with a character that a string of JSON writes by an
+ *   escape: the library would not.
+ */
+function checkSchema(schema: unknown, depth = 0): void {
   if (typeof schema !== 'object' || schema === null) return
+  if (depth > deepest) {
+    throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: expected a schema of at most ${deepest} levels, got more`)
+  }
   for (const [key, value] of Object.entries(schema)) {
     if (key === 'pattern' && typeof value === 'string' && /"|\\\\|\\[nrtfv0]|\\x[01]/.test(value)) {
       const problem = 'expected a pattern without quotation marks, backslashes and control characters'
       throw new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: ${problem}, got ${JSON.stringify(value.slice(0, 100))}`)
     }
-    checkPatterns(value)
+    checkSchema(value, depth + 1)
   }
 }
 
@@ -200,6 +208,8 @@ function keyOf(source: GrammarSource): string {
   if ('json' in source) return 'json'
   if ('ebnf' in source && typeof source.ebnf === 'string') return `ebnf ${source.ebnf}`
   if ('schema' in source && ['object', 'boolean'].includes(typeof source.schema) && source.schema !== null) {
+    // Before it is written: what is nested too deeply, or in itself, cannot be.
+    checkSchema(source.schema)
     return `schema ${source.strict ?? true} ${JSON.stringify(source.schema)}`
   }
   throw new LapidaryError('ERR_INVALID_ARGUMENT', 'grammar: expected { json: true }, { schema } or { ebnf }')

@@ -36,14 +36,19 @@ const { compileFunction } = require('node:vm')
 const { parentPort, workerData } = require('node:worker_threads')
 
 const parameters = ['exports', 'module', 'require', '__filename', '__dirname', 'complain']
-const run = compileFunction(workerData.source, parameters, { filename: workerData.file })
+// Deno's threads have some of these, by which the library would take them for a browser's.
+const browser = ['document', 'location', 'window', 'importScripts']
+const run = compileFunction(workerData.source, [...parameters, ...browser], { filename: workerData.file })
 let complaints = []
 let library
 
-function open() {
+async function open() {
   const module = { exports: {} }
   const { file } = workerData
   run(module.exports, module, createRequire(file), file, dirname(file), (text) => complaints.push(text))
+  // It is loaded when it is first asked for something.
+  const grammar = await module.exports.Grammar.builtinJSONGrammar()
+  grammar.dispose()
   return module.exports
 }
 
@@ -57,7 +62,7 @@ async function grammarOf({ kind, text, strict }) {
 
 parentPort.on('message', async (source) => {
   try {
-    library ??= open()
+    library ??= await open()
   } catch (error) {
     parentPort.postMessage({ unusable: String(error) })
     return
@@ -68,10 +73,10 @@ parentPort.on('message', async (source) => {
     const ebnf = grammar.toString()
     grammar.dispose()
     parentPort.postMessage({ ebnf })
-  } catch (error) {
+  } catch {
     // Where it complains it gives up, and its instance with it.
     library = undefined
-    parentPort.postMessage({ complaint: complaints.join(' ') || String(error) })
+    parentPort.postMessage({ complaint: complaints.join(' ') || 'it is nested too deeply or too large' })
   }
 })
 `

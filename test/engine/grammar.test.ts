@@ -21,6 +21,12 @@ const person = {
   required: ['name', 'age', 'tags'],
 }
 
+function nested(levels: number): object {
+  let schema: object = { type: 'integer' }
+  for (let level = 0; level < levels; level++) schema = { anyOf: [schema] }
+  return schema
+}
+
 function checkPerson(text: string): void {
   const value = JSON.parse(text) as { name: string; age: number; tags: string[] }
   expect(Object.keys(value)).toEqual(['name', 'age', 'tags'])
@@ -152,6 +158,9 @@ describe('a grammar', () => {
     ['EBNF that is none', { ebnf: 'root ::= (' }, /EBNF parser error/],
     ['no root', { ebnf: 'leaf ::= "a"' }, /root/],
     ['too long', { ebnf: `root ::= "${'a'.repeat(70_000)}"` }, /at most 65536 characters/],
+    ['deep', { schema: nested(1000) }, /at most 200 levels/],
+    ['deep parentheses', { ebnf: `root ::= ${'('.repeat(30_000)}"a"${')'.repeat(30_000)}` }, /nested too deeply/],
+    ['large', { schema: { type: 'string', maxLength: 1e9 } }, /at most 131072 places/],
     ['nothing', {}, /expected/],
     ['null', null, /expected/],
   ])('that cannot be: %s', async (_, source, message) => {
@@ -193,6 +202,13 @@ describe('a grammar', () => {
     const { text, finishReason } = await gemma.generate('x', { grammar: first, maxTokens: 8, temperature: 0 })
     expect(text).toMatch(/^\{"prop/)
     expect(finishReason).toBe('length')
+  })
+
+  test('may list thousands of values', async () => {
+    const values = Array.from({ length: 5000 }, (_, at) => `value ${at}`)
+    const grammar = await gemma.compileGrammar({ schema: { enum: values } })
+    const { text } = await gemma.generate('x', { grammar, temperature: 100, topK: 0, topP: 1, seed: 5, maxTokens: 40 })
+    expect(values).toContain(JSON.parse(text))
   })
 
   test('a wrong one among many fails alone', async () => {
