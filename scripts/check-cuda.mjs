@@ -105,7 +105,7 @@ for (const [i, name] of names.entries()) {
     if (everyBuild.includes(architecture)) raise(most, report)
     const allowed = budget[name]
     if (values.write || !allowed) continue
-    for (const [key, limit] of Object.entries({ stack: 0, spills: 0, ...allowed, ...allowed[architecture] })) {
+    for (const [key, limit] of Object.entries({ stack: 0, spills: 0, ...allowed, ...allowed[`sm_${architecture}`] })) {
       if (typeof limit === 'object') continue
       check(report[key] <= limit, `${name} on ${architecture}: ${report[key]} ${key}; its budget is ${limit}`)
     }
@@ -114,21 +114,17 @@ for (const [i, name] of names.entries()) {
   for (const architecture of otherBuilds) {
     const report = reports.get(mangled[i]).get(architecture)
     // Of an architecture that was not compiled now, what is written stays.
-    const more = report ? beyond(limitsOf(report), rounded) : budget[name]?.[architecture]
-    if (more && Object.keys(more).length > 0) rounded[architecture] = more
+    const more = report ? beyond(limitsOf(report), rounded) : budget[name]?.[`sm_${architecture}`]
+    if (more && Object.keys(more).length > 0) rounded[`sm_${architecture}`] = more
   }
   measured[name] = rounded
   if (!values.write) check(budget[name], `${name} has no budget: --write notes ${JSON.stringify(rounded)}`)
 }
 if (values.write) {
   const sorted = Object.fromEntries(Object.entries(measured).sort(([a], [b]) => (a < b ? -1 : 1)))
-  const lines = Object.entries(sorted).map(
-    ([name, limits]) =>
-      `  ${JSON.stringify(name)}: ${JSON.stringify(limits)
-        .replaceAll(/([{,:])(?=["\d{])/g, '$1 ')
-        .replaceAll('}', ' }')}`,
-  )
+  const lines = Object.entries(sorted).map(([name, limits]) => `${JSON.stringify(name)}:${JSON.stringify(limits)}`)
   writeFileSync(budgetFile, `{\n${lines.join(',\n')}\n}\n`)
+  execFileSync('npx', ['biome', 'format', '--write', budgetFile], { cwd: packageRoot, stdio: 'ignore' })
 } else {
   for (const name of Object.keys(budget)) check(measured[name], `${name} is in budget.json but not in the library`)
 }
