@@ -34,7 +34,7 @@ export function childPath(name: string): string {
 export function runChild(
   script: string,
   args: readonly string[] = [],
-  { nodeArgs = [] as readonly string[], timeout = 30_000, env = {} as Readonly<Record<string, string>> } = {},
+  { nodeArgs = [] as readonly string[], timeout = 100_000, env = {} as Readonly<Record<string, string>> } = {},
 ): Promise<ChildResult> {
   const start = performance.now()
   return new Promise((resolve) => {
