@@ -56,7 +56,7 @@ describe('masks over Gemma 3’s vocabulary', () => {
       const wrong: string[] = []
       for (let id = 0; id < vocabularySize; id++) {
         const bytes = texts[id]
-        const expected = bytes === undefined ? stops.has(id) && acceptor.complete : acceptor.after(bytes) !== null
+        const expected = bytes === undefined ? acceptor.complete && stops.has(id) : acceptor.after(bytes) !== null
         const allowed = ((constraint.mask[id >> 5]! >>> (id & 31)) & 1) === 1
         if (expected !== allowed) wrong.push(`${JSON.stringify(tokenizer.pieceOf(id))} ${allowed}`)
       }
@@ -105,11 +105,7 @@ describe('masks over Gemma 3’s vocabulary', () => {
   )
 
   test('of a schema', async () => {
-    const compared = await compare(
-      { schema },
-      person,
-      '{"name": "Żó\\n", "age": 12, "tags": ["東京", "a"], "ok": true}',
-    )
+    const compared = await compare({ schema }, person, '{"name": "ó\\n", "age": 12, "tags": ["東京"], "ok": true}')
     expect(compared).toBeGreaterThan(20)
   })
 
