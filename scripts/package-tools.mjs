@@ -16,7 +16,9 @@ export const userEnvironment = {
   ),
   // What may stand between here and the registry.
   ...Object.fromEntries(Object.entries(process.env).filter(([name]) => /^npm_config_(registry|cafile)$/i.test(name))),
-  npm_config_fetch_retries: '1',
+  // A connection that says nothing is given up after half a minute and tried again, long before the installation's own limit.
+  npm_config_fetch_retries: '3',
+  npm_config_fetch_timeout: '30000',
   NO_COLOR: '1',
   WINEDEBUG: '-all',
   WINEPREFIX: path.join(packageRoot, 'build', 'wine'),

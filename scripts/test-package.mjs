@@ -141,7 +141,7 @@ function install(installer, packages) {
   writeFileSync(path.join(folder, 'package.json'), JSON.stringify({ name: 'user', version: '1.0.0', private: true }))
   const [command, ...args] = installer.command(packages)
   const started = performance.now()
-  const result = spawnSync(command, args, { cwd: folder, encoding: 'utf8', env: userEnvironment, timeout: 300_000 })
+  const result = spawnSync(command, args, { cwd: folder, encoding: 'utf8', env: userEnvironment, timeout: 600_000 })
   const output = `${result.stdout}${result.stderr}`
   const seconds = ((performance.now() - started) / 1000).toFixed(1)
   if (result.status !== 0) {
