@@ -40,33 +40,26 @@ static float probe_fma(int64_t repetitions) {
   return simd::reduce_add(sum);
 }
 
+// The fastest products of bytes: sums of one repetition's kProbeAccumulators accumulators, and what is done with one.
 #if LAPIDARY_SIMD_BYTE_MATRICES
-// Byte products of one repetition of probe_dot().
+using DotAccumulator = simd::PairSum;  // two vectors, each with twice the products of a dot product
+static constexpr int kDotAccumulators = kProbeAccumulators / 2;
 static constexpr float kDotOperations = 2.f * 8 * kProbeAccumulators * simd::kLanes;
-
-static float probe_dot(int64_t repetitions) {
-  static constexpr int kPairs = kProbeAccumulators / 2;
-  simd::PairSum accumulators[kPairs];
-  for (auto& accumulator : accumulators) accumulator = simd::pair_start(0, 0);
-  unsigned char ones[4 * simd::kLanes];
-  for (auto& one : ones) one = 1;
-  simd::Bytes w = simd::load_bytes(ones), x = simd::load_bytes(ones);
-  LAPIDARY_OPAQUE(w);
-  LAPIDARY_OPAQUE(x);
-  for (int64_t r = 0; r < repetitions; ++r) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kPairs; ++i) simd::pair_add(accumulators[i], w, w, x);
-  }
-  simd::I32 sum = simd::zero_i32();
-  for (auto& accumulator : accumulators) sum = simd::add(sum, simd::pair_lanes(accumulator, 0));
-  return simd::reduce_add(simd::to_f32(sum));
-}
+LAPIDARY_INLINE DotAccumulator dot_zero() { return simd::pair_start(0, 0); }
+LAPIDARY_INLINE void dot_add(DotAccumulator& sum, simd::Bytes w, simd::Bytes x) { simd::pair_add(sum, w, w, x); }
+LAPIDARY_INLINE simd::I32 dot_lanes(const DotAccumulator& sum) { return simd::pair_lanes(sum, 0); }
 #else
+using DotAccumulator = simd::I32;
+static constexpr int kDotAccumulators = kProbeAccumulators;
 static constexpr float kDotOperations = 2.f * 4 * kProbeAccumulators * simd::kLanes;
+LAPIDARY_INLINE DotAccumulator dot_zero() { return simd::zero_i32(); }
+LAPIDARY_INLINE void dot_add(DotAccumulator& sum, simd::Bytes w, simd::Bytes x) { sum = simd::dot_u7(sum, w, x); }
+LAPIDARY_INLINE simd::I32 dot_lanes(const DotAccumulator& sum) { return sum; }
+#endif
 
 static float probe_dot(int64_t repetitions) {
-  simd::I32 accumulators[kProbeAccumulators];
-  for (auto& accumulator : accumulators) accumulator = simd::zero_i32();
+  DotAccumulator accumulators[kDotAccumulators];
+  for (auto& accumulator : accumulators) accumulator = dot_zero();
   unsigned char ones[4 * simd::kLanes];
   for (auto& one : ones) one = 1;
   simd::Bytes w = simd::load_bytes(ones), x = simd::load_bytes(ones);
@@ -74,13 +67,12 @@ static float probe_dot(int64_t repetitions) {
   LAPIDARY_OPAQUE(x);
   for (int64_t r = 0; r < repetitions; ++r) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kProbeAccumulators; ++i) accumulators[i] = simd::dot_u7(accumulators[i], w, x);
+    for (int i = 0; i < kDotAccumulators; ++i) dot_add(accumulators[i], w, x);
   }
   simd::I32 sum = simd::zero_i32();
-  for (auto& accumulator : accumulators) sum = simd::add(sum, accumulator);
+  for (auto& accumulator : accumulators) sum = simd::add(sum, dot_lanes(accumulator));
   return simd::reduce_add(simd::to_f32(sum));
 }
-#endif
 
 // `special(kind, repetitions, operations)` serves the kinds that only some instruction sets have, and returns a value
 // that the work flows into; it leaves operations at 0 for those it lacks.
