@@ -146,8 +146,7 @@ export class Engine implements AsyncDisposable {
         if (this.#scheduler.running.length + this.#scheduler.waiting.length > 0) {
           throw new LapidaryError('ERR_INTERNAL', 'engine: expected a step for the sequences at hand, got none')
         }
-        if (this.#closed === undefined)
-          this.#restTimer = setTimeout(() => this.#executor.rest(), this.#options.restAfterMs ?? 2000).unref()
+        if (this.#closed === undefined) this.#restLater()
         break
       }
     } catch (error) {
@@ -157,6 +156,18 @@ export class Engine implements AsyncDisposable {
     }
     this.#work = undefined
     return undefined
+  }
+
+  #restLater(): void {
+    const rest = (): void => {
+      try {
+        this.#executor.rest()
+      } catch (error) {
+        // A defect. Nobody called: what a timer throws would end the process.
+        this.#closed ??= error
+      }
+    }
+    this.#restTimer = setTimeout(rest, this.#options.restAfterMs ?? 2000).unref()
   }
 
   #commit({ job, entries }: Step, outcome: StepResult | boolean): void {

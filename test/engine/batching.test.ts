@@ -88,6 +88,17 @@ test('the executor may rest once no sequence is left, not between two that overl
   expect(host.model.rests).toEqual([after])
 })
 
+test('an executor that cannot rest closes the engine, not the process', async () => {
+  const host = fakeEngine({ stepTokens: 16, restAfterMs: 1 })
+  const failure = new Error('the fake device cannot rest')
+  host.model.rest = vi.fn(() => {
+    throw failure
+  })
+  await host.submit({ prompt: [1, 2, 3], maxTokens: 2 }).answer
+  await vi.waitFor(() => expect(host.model.rest).toHaveBeenCalled())
+  await expect(host.submit({ prompt: [4], maxTokens: 1 }).answer).rejects.toBe(failure)
+})
+
 test.each([
   { name: 'rings of several pages', options: { pageTokens: 4, window: 10, stepTokens: 16 } },
   {
