@@ -17,7 +17,7 @@ import {
   type CacheIdentity,
   cacheIdentity,
   cachePath,
-  PackedCacheReader,
+  openPackedCache,
   PackedCacheWriter,
   smallestCachedBytes,
 } from './packed-cache.ts'
@@ -170,28 +170,27 @@ export class Loader {
     const plans = this.#plans
     const head = this.#headSource
     this.#total = plans.reduce((sum, plan) => sum + storedBytes(plan), head?.bytes ?? 0)
-    const wanted = this.#options.packedCache ?? this.#total >= smallestCachedBytes
-    if (wanted === false) return undefined
-    const identity = this.#identity()
-    const file = cachePath(this.#checkpoint, identity, wanted === true ? undefined : wanted)
     const shapes = new Map<string, readonly number[]>(plans.map((plan) => [plan.name, plan.shape]))
     if (head) shapes.set('head', head.shape)
-    const reader = await PackedCacheReader.open(file, this.#checkpoint, identity)
-    if (reader?.holds(shapes)) {
-      const { currentStream } = this.#device
-      const matrices = await reader.loadAll(this.#device, currentStream, shapes.keys(), (bytes, total) => {
+    const { found, writer } = await openPackedCache({
+      sources: this.#checkpoint,
+      identity: this.#identity(),
+      wanted: this.#options.packedCache,
+      bytes: this.#total,
+      shapes,
+      device: this.#device,
+      stream: this.#device.currentStream,
+      onBytes: (bytes, total) => {
         if (bytes > 0) this.#options.onProgress?.(bytes, total)
         if (bytes < total) this.#checkAborted()
-      })
-      if (matrices) {
-        for (const tensor of matrices.values()) this.#keep(tensor)
-        this.fromCache = true
-        this.cacheFile = file
-        return matrices
-      }
-    }
-    this.#writer = await PackedCacheWriter.create(file, this.#checkpoint, identity)
-    return undefined
+      },
+    })
+    this.#writer = writer
+    if (!found) return undefined
+    for (const tensor of found.matrices.values()) this.#keep(tensor)
+    this.fromCache = true
+    this.cacheFile = found.file
+    return found.matrices
   }
 
   async #packed(): Promise<Map<string, Tensor>> {

@@ -308,3 +308,34 @@ async function removeAbandoned(file: string): Promise<void> {
     if (Date.now() - mtimeMs > abandonedMs) await unlink(partial)
   }
 }
+
+/** What a loader wants from the packed cache. */
+export interface CacheRequest {
+  readonly sources: CacheSources
+  readonly identity: CacheIdentity
+  /** Whether, and in which folder. Default: beside the checkpoint, if the matrices are large enough. */
+  readonly wanted: boolean | string | undefined
+  /** Of the matrices as they are stored. */
+  readonly bytes: number
+  readonly shapes: ReadonlyMap<string, readonly number[]>
+  readonly device: Device
+  readonly stream: Stream
+  /** As {@link PackedCacheReader.loadAll} calls it; what it throws ends the loading. */
+  readonly onBytes: (bytes: number, total: number) => void
+}
+
+/** All matrices and the file they came from, if there is one that fits; otherwise a new one to be written; nothing where none is wanted. */
+export async function openPackedCache(request: CacheRequest): Promise<{
+  readonly found?: { readonly file: string; readonly matrices: Map<string, Tensor> }
+  readonly writer?: PackedCacheWriter | undefined
+}> {
+  const { sources, identity, shapes, device, stream } = request
+  const wanted = request.wanted ?? request.bytes >= smallestCachedBytes
+  if (wanted === false) return {}
+  const file = cachePath(sources, identity, wanted === true ? undefined : wanted)
+  const reader = await PackedCacheReader.open(file, sources, identity)
+  const matrices = reader?.holds(shapes)
+    ? await reader.loadAll(device, stream, shapes.keys(), request.onBytes)
+    : undefined
+  return matrices ? { found: { file, matrices } } : { writer: await PackedCacheWriter.create(file, sources, identity) }
+}

@@ -11,13 +11,7 @@ import { dequantize } from '../../ops/quantize.ts'
 import { scope } from '../../scope.ts'
 import type { Stream } from '../../stream.ts'
 import { Tensor } from '../../tensor.ts'
-import {
-  cacheIdentity,
-  cachePath,
-  PackedCacheReader,
-  PackedCacheWriter,
-  smallestCachedBytes,
-} from '../gemma/packed-cache.ts'
+import { cacheIdentity, openPackedCache, type PackedCacheWriter } from '../gemma/packed-cache.ts'
 import { mapStored, packingError, packMatrix, stackable, storedBytes } from '../gemma/packing.ts'
 import type { VisionConfig } from './config.ts'
 import { patchOrder } from './forward.ts'
@@ -234,25 +228,25 @@ export class VisionLoader {
   async #fromCache(): Promise<Map<string, Tensor> | undefined> {
     const plans = this.#plans
     const total = plans.reduce((sum, { bytes }) => sum + bytes, 0)
-    const wanted = this.#options.packedCache ?? total >= smallestCachedBytes
-    if (wanted === false) return undefined
     const identity = this.#stream.use(() =>
       cacheIdentity(this.#device, { part: 'vision', ...(this.#widen && { weights: 'f32' }) }),
     )
-    const file = cachePath(this.#weights, identity, wanted === true ? undefined : wanted)
-    const shapes = new Map(plans.map(({ name, shape }) => [name, shape]))
-    const reader = await PackedCacheReader.open(file, this.#weights, identity)
-    if (reader?.holds(shapes)) {
-      const matrices = await reader.loadAll(this.#device, this.#stream, shapes.keys(), () => this.#checkAborted())
-      if (matrices) {
-        for (const tensor of matrices.values()) this.#keep(tensor)
-        this.fromCache = true
-        this.cacheFile = file
-        return matrices
-      }
-    }
-    this.#writer = await PackedCacheWriter.create(file, this.#weights, identity)
-    return undefined
+    const { found, writer } = await openPackedCache({
+      sources: this.#weights,
+      identity,
+      wanted: this.#options.packedCache,
+      bytes: total,
+      shapes: new Map(plans.map(({ name, shape }) => [name, shape])),
+      device: this.#device,
+      stream: this.#stream,
+      onBytes: () => this.#checkAborted(),
+    })
+    this.#writer = writer
+    if (!found) return undefined
+    for (const tensor of found.matrices.values()) this.#keep(tensor)
+    this.fromCache = true
+    this.cacheFile = found.file
+    return found.matrices
   }
 
   async #packed(): Promise<Map<string, Tensor>> {
