@@ -36,7 +36,7 @@ export function readRules(ebnf: string): Rules {
   const reader = new Reader(ebnf)
   while (!reader.atEnd) rules.set(reader.head(), reader.body())
   const root = 'root'
-  const productive = fixpoint(rules, (expression, known) => produces(expression, known))
+  const productive = fixpoint(rules, produces)
   if (!productive.has(root)) throw invalid('expected one that some text fits: no text fits it')
   for (const [name, expression] of rules) {
     if (productive.has(name)) rules.set(name, withoutDeadEnds(expression, productive))
@@ -50,54 +50,49 @@ function invalid(problem: string): LapidaryError {
   return new LapidaryError('ERR_INVALID_ARGUMENT', `grammar: ${problem}`)
 }
 
-/** The rules for which `holds` is true, where it may take for granted that it is of those found so far. */
+/** The rules for which `isKnown` is true, where it may take for granted that it is of those found so far. */
 function fixpoint(
   rules: ReadonlyMap<string, Expression>,
-  holds: (expression: Expression, known: ReadonlySet<string>) => boolean,
+  isKnown: (expression: Expression, known: ReadonlySet<string>) => boolean,
 ): Set<string> {
   const known = new Set<string>()
   // Chains of rules run either way.
   const order = [...rules]
   for (let size = -1; size < known.size; order.reverse()) {
     size = known.size
-    for (const [name, expression] of order) if (!known.has(name) && holds(expression, known)) known.add(name)
+    for (const [name, expression] of order) if (!known.has(name) && isKnown(expression, known)) known.add(name)
   }
   return known
 }
 
 /** Whether some text fits, where texts fit the known rules. */
 function produces(expression: Expression, known: ReadonlySet<string>): boolean {
-  switch (expression.kind) {
-    case 'literal':
-      return true
-    case 'class':
-      return expression.ranges.length > 0
-    case 'rule':
-      return known.has(expression.name)
-    case 'sequence':
-      return expression.parts.every((part) => produces(part, known))
-    case 'choice':
-      return expression.options.some((option) => produces(option, known))
-    case 'repeat':
-      return expression.least === 0 || produces(expression.part, known)
-  }
+  return holds(expression, known, (leaf) => leaf.kind === 'literal' || leaf.ranges.length > 0)
 }
 
 /** Whether the empty text fits, where it fits the known rules. */
 function isNullable(expression: Expression, known: ReadonlySet<string>): boolean {
+  return holds(expression, known, (leaf) => leaf.kind === 'literal' && leaf.bytes.length === 0)
+}
+
+/** Whether a text of some kind fits, where one fits the known rules: the kind says which leaves it fits. */
+function holds(
+  expression: Expression,
+  known: ReadonlySet<string>,
+  ofLeaf: (leaf: Extract<Expression, { kind: 'literal' | 'class' }>) => boolean,
+): boolean {
   switch (expression.kind) {
     case 'literal':
-      return expression.bytes.length === 0
     case 'class':
-      return false
+      return ofLeaf(expression)
     case 'rule':
       return known.has(expression.name)
     case 'sequence':
-      return expression.parts.every((part) => isNullable(part, known))
+      return expression.parts.every((part) => holds(part, known, ofLeaf))
     case 'choice':
-      return expression.options.some((option) => isNullable(option, known))
+      return expression.options.some((option) => holds(option, known, ofLeaf))
     case 'repeat':
-      return expression.least === 0 || isNullable(expression.part, known)
+      return expression.least === 0 || holds(expression.part, known, ofLeaf)
   }
 }
 
