@@ -18,18 +18,23 @@ template <int kRows>
 static void bf16_decode_scores(const unsigned char* const* keys, const unsigned char* const* ahead, int count,
                                const float* queries, int head_dim, float* scores) {
   const int stride = padded_dim(head_dim);
-  Ahead<2> prefetch(ahead, head_dim);
+  Ahead prefetch(ahead, head_dim * 2);
   for (int j = 0; j < count; j += kKeysAtOnce) {
     F32 sum[kKeysAtOnce][kRows];
     for (int i = 0; i < kKeysAtOnce; ++i) {
+      const unsigned char* const key = keys[j + i];
+      const unsigned char* const next = prefetch.take(head_dim * 2);
       F32 dot[kRows];
       for (int r = 0; r < kRows; ++r) dot[r] = simd::zero();
-      for (int d = 0; d < head_dim; d += 32) {
-        const Bytes key = load_as_bf16<DType::bf16>(keys[j + i], d, head_dim - d);
-        prefetch.next();
-        for (int r = 0; r < kRows; ++r)
-          dot[r] = simd::dot_bf16(dot[r], key, simd::load_bytes(queries + r * stride + d / 2));
-      }
+      const auto add = [&](Bytes elements, int d) {
+        ask_for<64>(next, d * 2);
+        for (int r = 0; r < kRows; ++r) {
+          dot[r] = simd::dot_bf16(dot[r], elements, simd::load_bytes(queries + r * stride + d / 2));
+        }
+      };
+      int d = 0;
+      for (; d + 32 <= head_dim; d += 32) add(simd::load_bytes(key + d * 2), d);
+      if (d < head_dim) add(load_as_bf16<DType::bf16>(key, d, head_dim - d), d);
       for (int r = 0; r < kRows; ++r) sum[i][r] = dot[r];
     }
     for (int r = 0; r < kRows; ++r)
@@ -37,10 +42,11 @@ static void bf16_decode_scores(const unsigned char* const* keys, const unsigned 
   }
 }
 
-// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · 32) of kGroupKeys rows, `n` of the last visit.
-template <int kRows, int kVisitCount>
+// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · 32) of kGroupKeys rows; of one visit, `rest`
+// may be less than 32.
+template <int kRows, int kVisitCount, bool kRest>
 LAPIDARY_INLINE void bf16_add_values(const unsigned char* const* values, const int32_t (*pairs)[kGroupKeys / 2], int d,
-                                     int n, int stride, Ahead<2>& prefetch, float* output) {
+                                     int rest, int stride, Ahead& prefetch, float* output) {
   F32 sum[kVisitCount][2][kRows];
   for (int c = 0; c < kVisitCount; ++c) {
     for (int r = 0; r < kRows; ++r) {
@@ -48,15 +54,19 @@ LAPIDARY_INLINE void bf16_add_values(const unsigned char* const* values, const i
       sum[c][1][r] = simd::load(output + r * stride + d + c * 32 + kLanes);
     }
   }
+  const auto load = [&](const unsigned char* row, int c) {
+    if constexpr (kRest) return load_as_bf16<DType::bf16>(row, d, rest);
+    return simd::load_bytes(row + (d + c * 32) * 2);
+  };
   for (int i = 0; i < kGroupKeys; i += 2) {
+    const unsigned char* const next[2] = {prefetch.take(kVisitCount * 64), prefetch.take(kVisitCount * 64)};
     Bytes weight[kRows];
     for (int r = 0; r < kRows; ++r) weight[r] = _mm512_set1_epi32(pairs[r][i / 2]);
     for (int c = 0; c < kVisitCount; ++c) {
-      const Bytes a = load_as_bf16<DType::bf16>(values[i], d + c * 32, n),
-                  b = load_as_bf16<DType::bf16>(values[i + 1], d + c * 32, n);
-      prefetch.next();
-      prefetch.next();
-      const InterleavedRows two = interleave(a, b);
+      // The first half of the visits asks for what `next` begins with.
+      ask_for<64>(next[2 * c / kVisitCount], 2 * c % kVisitCount * 64);
+      ask_for<64>(next[(2 * c + 1) / kVisitCount], (2 * c + 1) % kVisitCount * 64);
+      const InterleavedRows two = interleave(load(values[i], c), load(values[i + 1], c));
       for (int r = 0; r < kRows; ++r) sum[c][0][r] = simd::dot_bf16(sum[c][0][r], two.low, weight[r]);
       for (int r = 0; r < kRows; ++r) sum[c][1][r] = simd::dot_bf16(sum[c][1][r], two.high, weight[r]);
     }
@@ -74,7 +84,7 @@ static void bf16_decode_values(const unsigned char* const* values, const unsigne
                                const float* weights, int head_dim, float* output) {
   constexpr int kPart = kVisits<kRows> * 32;
   const int stride = padded_dim(head_dim);
-  Ahead<2> prefetch(ahead, head_dim);
+  Ahead prefetch(ahead, head_dim * 2);
   for (int j = 0; j < count; j += kGroupKeys) {
     int32_t pairs[kRows][kGroupKeys / 2];
     for (int r = 0; r < kRows; ++r) {
@@ -83,9 +93,10 @@ static void bf16_decode_values(const unsigned char* const* values, const unsigne
     }
     int d = 0;
     for (; d + kPart <= head_dim; d += kPart)
-      bf16_add_values<kRows, kVisits<kRows>>(values + j, pairs, d, 32, stride, prefetch, output);
-    for (; d < head_dim; d += 32)
-      bf16_add_values<kRows, 1>(values + j, pairs, d, head_dim - d < 32 ? head_dim - d : 32, stride, prefetch, output);
+      bf16_add_values<kRows, kVisits<kRows>, false>(values + j, pairs, d, 0, stride, prefetch, output);
+    for (; d + 32 <= head_dim; d += 32)
+      bf16_add_values<kRows, 1, false>(values + j, pairs, d, 0, stride, prefetch, output);
+    if (d < head_dim) bf16_add_values<kRows, 1, true>(values + j, pairs, d, head_dim - d, stride, prefetch, output);
   }
 }
 
@@ -101,7 +112,7 @@ struct Bf16Decode {
   static void scores(DType dtype, int rows, const unsigned char* const* keys, const unsigned char* const* ahead,
                      int count, const float* queries, int head_dim, float* scores) {
     if (dtype != DType::bf16) return F32Decode::scores(dtype, rows, keys, ahead, count, queries, head_dim, scores);
-    for (int r = 0; r < rows; r += 4, ahead = nullptr) {
+    for (int r = 0; r < rows; r += 4, ahead = keys) {
       const int now = rows - r < 4 ? rows - r : 4;
       const auto run = now == 1   ? bf16_decode_scores<1>
                        : now == 2 ? bf16_decode_scores<2>
@@ -114,7 +125,7 @@ struct Bf16Decode {
   static void values(DType dtype, int rows, const unsigned char* const* values, const unsigned char* const* ahead,
                      int count, const float* weights, int head_dim, float* output) {
     if (dtype != DType::bf16) return F32Decode::values(dtype, rows, values, ahead, count, weights, head_dim, output);
-    for (int r = 0; r < rows; r += 4, ahead = nullptr) {
+    for (int r = 0; r < rows; r += 4, ahead = values) {
       const int now = rows - r < 4 ? rows - r : 4;
       const auto run = now == 1   ? bf16_decode_values<1>
                        : now == 2 ? bf16_decode_values<2>

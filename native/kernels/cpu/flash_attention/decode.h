@@ -40,33 +40,36 @@ struct DecodeWorkspace {
   }
 };
 
-// Asks for rows that are to come, in the order in which they lie in memory, the lines of kPairLanes elements at a time.
-// A few lines beside the arithmetic on as many: a burst of them fills the miss buffers of L1, and loads that would hit
-// wait behind it. In order: a page's lines are read at 20 GB/s where those of four rows alternate, at 29 one row after
-// the other (one thread of a Zen 5). They are read once, so they need not enter L2: paged caches decode a tenth faster
-// than with prefetches into all levels.
-template <int kBytes>
+// Rows that are to come, in the order in which they lie in memory: asked for a line at a time, beside the arithmetic on
+// as many. A burst of them fills the miss buffers of L1, and loads that would hit wait behind it. In order: a page's lines
+// are read at 20 GB/s where those of four rows alternate, at 29 one row after the other (one thread of a Zen 5). They are
+// read once, so they need not enter L2: paged caches decode a tenth faster than with prefetches into all levels.
 class Ahead {
  public:
-  // `rows` null: nothing to ask for.
-  LAPIDARY_MEMBER_INLINE Ahead(const unsigned char* const* rows, int head_dim) : rows_(rows), head_dim_(head_dim) {}
-  LAPIDARY_MEMBER_INLINE void next() {
-    if (!rows_) return;
-    constexpr int kVisitBytes = kPairLanes * kBytes;
-    if (kVisitBytes >= 64 || d_ * kBytes % 64 == 0) {
-      for (int i = 0; i < kVisitBytes; i += 64) __builtin_prefetch(*rows_ + d_ * kBytes + i, 0, 0);
+  LAPIDARY_MEMBER_INLINE Ahead(const unsigned char* const* rows, int row_bytes) : rows_(rows), row_bytes_(row_bytes) {}
+  // Where the next `bytes` of them begin, no more than are left of a row.
+  LAPIDARY_MEMBER_INLINE const unsigned char* take(int bytes) {
+    const unsigned char* at = *rows_ + offset_;
+    offset_ += bytes;
+    if (offset_ >= row_bytes_) {
+      offset_ = 0;
+      ++rows_;
     }
-    d_ += kPairLanes;
-    if (d_ < head_dim_) return;
-    d_ = 0;
-    ++rows_;
+    return at;
   }
 
  private:
   const unsigned char* const* rows_;
-  const int head_dim_;
-  int d_ = 0;
+  const int row_bytes_;
+  int offset_ = 0;
 };
+
+// Asks for kBytes of a row from byte `at` on, a multiple of kBytes: each line once.
+template <int kBytes>
+LAPIDARY_INLINE void ask_for(const unsigned char* row, int at) {
+  if (kBytes < 64 && at % 64 != 0) return;
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(row + at + i, 0, 0);
+}
 
 // Rows between a row and the one that is prefetched beside it: 8 KB. That is what 40 GB/s draw in 200 ns, and a
 // fraction of L1, which the lines must not leave before they are used (measured on Zen 5: 4 … 12 KB are alike, 32 KB
@@ -81,24 +84,23 @@ inline constexpr int kElementBytes = kType == DType::f32  ? 4
                                      : kType == DType::i8 ? 1
                                                           : 2;
 
-// kPairLanes elements of a row from element d on as two vectors, zeros past head_dim: bf16 as its even and its odd
-// elements, other types in order. q and O have the same order.
+// kPairLanes elements as two vectors: bf16 as its even and its odd elements, other types in order. q and O have the same
+// order.
 template <DType kType>
-LAPIDARY_INLINE void load_two(const unsigned char* row, int d, int head_dim, F32& a, F32& b) {
-  constexpr int kBytes = kElementBytes<kType>;
-  const unsigned char* p = row + d * kBytes;
-  alignas(64) unsigned char padded[kPairLanes * kBytes];
-  if (head_dim - d < kPairLanes) {
-    memset(padded, 0, sizeof padded);
-    memcpy(padded, p, size_t(head_dim - d) * kBytes);
-    p = padded;
-  }
+LAPIDARY_INLINE void load_two(const unsigned char* p, F32& a, F32& b) {
   if constexpr (kType == DType::bf16) {
     load_bf16_pairs(p, a, b);
   } else {
     a = widen<kType>(p);
-    b = widen<kType>(p + kLanes * kBytes);
+    b = widen<kType>(p + kLanes * kElementBytes<kType>);
   }
+}
+// The same of the last `rest` elements of a row, then zeros.
+template <DType kType>
+LAPIDARY_INLINE void load_rest(const unsigned char* p, int rest, F32& a, F32& b) {
+  alignas(64) unsigned char padded[kPairLanes * kElementBytes<kType>] = {};
+  memcpy(padded, p, size_t(rest) * kElementBytes<kType>);
+  load_two<kType>(padded, a, b);
 }
 
 // scores[r][j] = q[r] · k[j] for `count` keys, a multiple of kGroupKeys. One key after the other, as they lie in memory:
@@ -106,21 +108,35 @@ LAPIDARY_INLINE void load_two(const unsigned char* row, int d, int head_dim, F32
 template <DType kType, int kRows>
 static void decode_scores(const unsigned char* const* keys, const unsigned char* const* ahead, int count,
                           const float* queries, int head_dim, float* scores) {
+  constexpr int kBytes = kElementBytes<kType>;
   const int stride = padded_dim(head_dim);
-  Ahead<kElementBytes<kType>> prefetch(ahead, head_dim);
+  Ahead prefetch(ahead, head_dim * kBytes);
   for (int j = 0; j < count; j += kKeysAtOnce) {
     F32 sum[kKeysAtOnce][kRows];
     for (int i = 0; i < kKeysAtOnce; ++i) {
-      F32 dot[kRows];
-      for (int r = 0; r < kRows; ++r) dot[r] = simd::zero();
-      for (int d = 0; d < head_dim; d += kPairLanes) {
-        F32 a, b;
-        load_two<kType>(keys[j + i], d, head_dim, a, b);
-        prefetch.next();
-        for (int r = 0; r < kRows; ++r) dot[r] = simd::fma(a, simd::load(queries + r * stride + d), dot[r]);
-        for (int r = 0; r < kRows; ++r) dot[r] = simd::fma(b, simd::load(queries + r * stride + d + kLanes), dot[r]);
+      const unsigned char* const key = keys[j + i];
+      const unsigned char* const next = prefetch.take(head_dim * kBytes);
+      F32 dot[2][kRows];
+      for (int r = 0; r < kRows; ++r) dot[0][r] = dot[1][r] = simd::zero();
+      const auto add = [&](F32 a, F32 b, int d) {
+        for (int r = 0; r < kRows; ++r) dot[0][r] = simd::fma(a, simd::load(queries + r * stride + d), dot[0][r]);
+        for (int r = 0; r < kRows; ++r) {
+          dot[1][r] = simd::fma(b, simd::load(queries + r * stride + d + kLanes), dot[1][r]);
+        }
+      };
+      F32 a, b;
+      int d = 0;
+      for (; d + kPairLanes <= head_dim; d += kPairLanes) {
+        load_two<kType>(key + d * kBytes, a, b);
+        ask_for<kPairLanes * kBytes>(next, d * kBytes);
+        add(a, b, d);
       }
-      for (int r = 0; r < kRows; ++r) sum[i][r] = dot[r];
+      if (d < head_dim) {
+        load_rest<kType>(key + d * kBytes, head_dim - d, a, b);
+        ask_for<kPairLanes * kBytes>(next, d * kBytes);
+        add(a, b, d);
+      }
+      for (int r = 0; r < kRows; ++r) sum[i][r] = simd::add(dot[0][r], dot[1][r]);
     }
     for (int r = 0; r < kRows; ++r)
       store_sums(scores + r * kDecodeKeys + j, sum[0][r], sum[1][r], sum[2][r], sum[3][r]);
@@ -132,11 +148,12 @@ static constexpr int kMostVisits = kLanes == 8 ? 2 : 8;
 template <int kRows>
 inline constexpr int kVisits = kRows > kMostVisits ? 1 : kMostVisits / kRows;
 
-// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · kPairLanes) of kGroupKeys rows.
-template <DType kType, int kRows, int kVisitCount>
-LAPIDARY_INLINE void add_values(const unsigned char* const* values, const float* weights, int d, int head_dim,
-                                Ahead<kElementBytes<kType>>& prefetch, float* output) {
-  const int stride = padded_dim(head_dim);
+// output[r] += Σ_j weights[r][j] · v[j] over the elements [d, d + visits · kPairLanes) of kGroupKeys rows; of one visit,
+// `rest` may be less than kPairLanes.
+template <DType kType, int kRows, int kVisitCount, bool kRest>
+LAPIDARY_INLINE void add_values(const unsigned char* const* values, const float* weights, int d, int rest, int stride,
+                                Ahead& prefetch, float* output) {
+  constexpr int kVisitBytes = kPairLanes * kElementBytes<kType>;
   F32 sum[kVisitCount][2][kRows];
   for (int c = 0; c < kVisitCount; ++c) {
     for (int r = 0; r < kRows; ++r) {
@@ -145,12 +162,18 @@ LAPIDARY_INLINE void add_values(const unsigned char* const* values, const float*
     }
   }
   for (int i = 0; i < kGroupKeys; ++i) {
+    const unsigned char* const value = values[i] + d * kElementBytes<kType>;
+    const unsigned char* const next = prefetch.take(kVisitCount * kVisitBytes);
     F32 weight[kRows];
     for (int r = 0; r < kRows; ++r) weight[r] = simd::set1(weights[r * kDecodeKeys + i]);
     for (int c = 0; c < kVisitCount; ++c) {
       F32 a, b;
-      load_two<kType>(values[i], d + c * kPairLanes, head_dim, a, b);
-      prefetch.next();
+      if constexpr (kRest) {
+        load_rest<kType>(value, rest, a, b);
+      } else {
+        load_two<kType>(value + c * kVisitBytes, a, b);
+      }
+      ask_for<kVisitBytes>(next, c * kVisitBytes);
       for (int r = 0; r < kRows; ++r) sum[c][0][r] = simd::fma(weight[r], a, sum[c][0][r]);
       for (int r = 0; r < kRows; ++r) sum[c][1][r] = simd::fma(weight[r], b, sum[c][1][r]);
     }
@@ -169,21 +192,25 @@ template <DType kType, int kRows>
 static void decode_values(const unsigned char* const* values, const unsigned char* const* ahead, int count,
                           const float* weights, int head_dim, float* output) {
   constexpr int kPart = kVisits<kRows> * kPairLanes;
-  Ahead<kElementBytes<kType>> prefetch(ahead, head_dim);
+  const int stride = padded_dim(head_dim);
+  Ahead prefetch(ahead, head_dim * kElementBytes<kType>);
   for (int j = 0; j < count; j += kGroupKeys) {
     int d = 0;
     for (; d + kPart <= head_dim; d += kPart)
-      add_values<kType, kRows, kVisits<kRows>>(values + j, weights + j, d, head_dim, prefetch, output);
-    for (; d < head_dim; d += kPairLanes)
-      add_values<kType, kRows, 1>(values + j, weights + j, d, head_dim, prefetch, output);
+      add_values<kType, kRows, kVisits<kRows>, false>(values + j, weights + j, d, 0, stride, prefetch, output);
+    for (; d + kPairLanes <= head_dim; d += kPairLanes)
+      add_values<kType, kRows, 1, false>(values + j, weights + j, d, 0, stride, prefetch, output);
+    if (d < head_dim)
+      add_values<kType, kRows, 1, true>(values + j, weights + j, d, head_dim - d, stride, prefetch, output);
   }
 }
 
-// Any number of rows, kRowsAtOnce at a time; the first visit brings the cache lines that are to come.
+// Any number of rows, kRowsAtOnce at a time; the first visit brings the cache lines that are to come, later ones ask for
+// what L1 has.
 template <DType kType>
 static void decode_scores_of(int rows, const unsigned char* const* keys, const unsigned char* const* ahead, int count,
                              const float* queries, int head_dim, float* scores) {
-  for (int r = 0; r < rows; r += kRowsAtOnce, ahead = nullptr) {
+  for (int r = 0; r < rows; r += kRowsAtOnce, ahead = keys) {
     const int now = rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce;
     const auto run = now == 1   ? decode_scores<kType, 1>
                      : now == 2 ? decode_scores<kType, 2>
@@ -195,7 +222,7 @@ static void decode_scores_of(int rows, const unsigned char* const* keys, const u
 template <DType kType>
 static void decode_values_of(int rows, const unsigned char* const* values, const unsigned char* const* ahead, int count,
                              const float* weights, int head_dim, float* output) {
-  for (int r = 0; r < rows; r += kRowsAtOnce, ahead = nullptr) {
+  for (int r = 0; r < rows; r += kRowsAtOnce, ahead = values) {
     const int now = rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce;
     const auto run = now == 1   ? decode_values<kType, 1>
                      : now == 2 ? decode_values<kType, 2>
@@ -212,14 +239,14 @@ struct F32Decode {
 
   static void place_query(const unsigned char* row, DType dtype, DType key_dtype, int, int head_dim, float* to) {
     for (int d = 0; d < head_dim; d += kPairLanes) {
-      F32 a, b;
+      const int count = head_dim - d < kPairLanes ? head_dim - d : kPairLanes;
       if (dtype == DType::bf16 && key_dtype == DType::bf16) {
-        load_two<DType::bf16>(row, d, head_dim, a, b);
+        F32 a, b;
+        load_rest<DType::bf16>(row + d * 2, count, a, b);
         simd::store(to + d, a);
         simd::store(to + d + kLanes, b);
         continue;
       }
-      const int count = head_dim - d < kPairLanes ? head_dim - d : kPairLanes;
       for (int i = 0; i < kPairLanes; ++i) {
         float x = 0.f;
         if (i < count && dtype == DType::f32) memcpy(&x, row + (d + i) * 4, 4);
