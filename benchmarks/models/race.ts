@@ -188,8 +188,14 @@ export async function raceModel(
         1,
       )
       emit('resident memory', 'MiB', memory.values)
+      // The peer divides its cache among sequences when it opens one: eight of them are a process of their own.
+      const eight = peer && new Contestant('node-llama-cpp', './node-llama-cpp.js')
+      if (eight) {
+        all.push(eight)
+        await eight.ask('load', { path, threads, contextLength: 512, options: { sequences: 8 } })
+      }
       const { values } = await ask(
-        [ours],
+        eight ? [ours, eight] : [ours],
         'batch',
         () => ({ prompts: Array.from({ length: 8 }, () => next(256)), count: 32 }),
         ({ ms }) => ms,
