@@ -11,7 +11,7 @@
 //   problem.h  visible_keys.h  kv_reader.h   what a call says, and what its device data may say
 //   work_items.h                             pieces (sequence, kv head, block of rows, chunk of keys), claimed by threads
 //   prefill.h  f32_products.h                many rows: rows in lanes, both products as one register tile
-//   decode.h                                 few rows: lanes along head_dim
+//   decode.h  f32_decode.h  row_prefetch.h   few rows: lanes along head_dim
 //   online_softmax.h  partials.h             weights, sums, the merge of chunks
 //
 // This source computes everything in f32. Bytes: K and V are read once per block of 96 rows (tokens × heads of a group).

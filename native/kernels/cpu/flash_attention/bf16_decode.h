@@ -1,4 +1,4 @@
-// bf16_decode.h: decode.h's arithmetic with vdpbf16ps where keys and values are bf16: half the instructions of widening
+// bf16_decode.h: f32_decode.h's arithmetic with vdpbf16ps where keys and values are bf16: half the instructions of widening
 // to f32, which matters where they are close to the time that memory takes (from 4 query rows per kv head on; half of
 // it at 2).
 //
@@ -6,7 +6,7 @@
 //   values   two keys' 32 elements interleaved to pairs · the pair of weights, rounded to bf16
 #pragma once
 #include "kernels/cpu/flash_attention/bf16_products.h"
-#include "kernels/cpu/flash_attention/decode.h"
+#include "kernels/cpu/flash_attention/f32_decode.h"
 
 namespace lapidary {
 namespace {
