@@ -8,6 +8,7 @@ import type { BenchmarkCase } from './cases/case.ts'
 import { decodeChainCases } from './cases/decode-chain.ts'
 import { matmulCases } from './cases/matmul.ts'
 import { rowOpsCases } from './cases/row-ops.ts'
+import { countVerdicts, formatVerdict, judge } from './goals.ts'
 import { LimitContender, type Limits, measureLimits } from './limits.ts'
 import { formatModelRow, raceModel } from './models/race.ts'
 import { measureOverhead } from './overhead.ts'
@@ -137,7 +138,7 @@ for (const threads of threadCounts) {
       `${overhead.roundTrip.toFixed(1)} µs`,
   )
 }
-const lines = [header]
+const lines = [[...header, 'goals']]
 for (const isa of isas) {
   for (const threads of threadCounts) {
     using device = await Device.open('cpu', { isa, threads })
@@ -152,9 +153,10 @@ for (const isa of isas) {
     )
     for (const benchmark of cases) {
       // The peer chooses its own instructions: one race per thread count, with the best of ours.
-      const row = await runCase(benchmark, device, limits, withPeer && isa === isas[0])
+      const measured = await runCase(benchmark, device, limits, withPeer && isa === isas[0])
+      const row = { ...measured, verdicts: judge(benchmark.goals ?? [], measured, report.rows) }
       report.rows.push(row)
-      lines.push(formatRow(row))
+      lines.push([...formatRow(row), row.verdicts.map(formatVerdict).join('; ')])
       console.error(formatRow(row).join(' | '))
     }
   }
@@ -176,5 +178,6 @@ for (const size of sizes.filter((name) => name !== 'none')) {
     console.log(formatModelRow(row))
   })
 }
+console.log(`goals: ${countVerdicts([...report.rows, ...report.models].flatMap(({ verdicts }) => verdicts))}`)
 if (options.json) writeFileSync(options.json, `${JSON.stringify(report, null, 1)}\n`)
 if (options.svg) writeFileSync(options.svg, await drawSvg(report))

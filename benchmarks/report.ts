@@ -1,6 +1,7 @@
 /** What a run produces: rows, and their forms for people and machines. */
 import { execFileSync } from 'node:child_process'
 import os from 'node:os'
+import type { Verdict } from './goals.ts'
 import type { Limits } from './limits.ts'
 import type { ModelRow } from './models/race.ts'
 import type { Overhead } from './overhead.ts'
@@ -29,7 +30,7 @@ export interface Report {
   /** By instruction set and thread count: `avx512/2`. */
   readonly limits: Record<string, Limits>
   readonly overhead: Overhead[]
-  readonly rows: Row[]
+  readonly rows: (Row & { readonly verdicts: readonly Verdict[] })[]
   /** Whole models. */
   readonly models: ModelRow[]
 }
@@ -91,7 +92,10 @@ export function formatTable(rows: readonly string[][]): string {
 }
 
 /** Per cent of the limit as bars, one group per case. */
-export async function drawSvg(report: Pick<Report, 'machine' | 'rows'>): Promise<string> {
+export async function drawSvg(report: {
+  readonly machine: Report['machine']
+  readonly rows: readonly Row[]
+}): Promise<string> {
   const { compile } = await import('vega-lite')
   const { parse, View } = await import('vega')
   const values = report.rows.map((row) => ({

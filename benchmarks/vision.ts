@@ -15,6 +15,7 @@ import path from 'node:path'
 import { Command } from 'commander'
 import { Device, Gemma, type Isa, type RawImage, writeSynthetic, writeSyntheticVision } from 'lapidary'
 import { fastestAttentionDot, uniform } from './cases/case.ts'
+import { formatVerdict, type Goal, judge } from './goals.ts'
 import { LimitContender, measureLimits } from './limits.ts'
 import { type OnnxNode, type OnnxWeight, onnxModel } from './peers/onnx-model.ts'
 import { loadOnnxRuntime, OnnxPeer, peerName } from './peers/onnxruntime.ts'
@@ -158,6 +159,12 @@ const atLimit = await LimitContender.open(device, limit, operations, 1)
 const peer = options.peer ? await openPeer(threads) : undefined
 if (options.peer && !(await loadOnnxRuntime())) console.error(`${peerName} is not installed: no peer`)
 
+/** Of the whole tower; seconds on the machine with AMX that benchmarks/README.md describes. */
+const goals: Goal[] = [
+  { percent: 50, of: limit },
+  { isa: 'amx', atMost: 1.8 },
+]
+
 const start = performance.now()
 await ours.run(1)
 const firstMs = performance.now() - start
@@ -195,6 +202,10 @@ if (peerTiming) {
   console.log(
     `${peerName}, f32: ${(peerTiming.median / 1000).toFixed(2)} s, ${(peerTiming.median / timing.median).toFixed(1)} times as long`,
   )
+}
+if (layers === 27) {
+  const row = { case: 'image', isa, value: result.seconds, limit, percentOfLimit: result.percentOfLimit, peers: {} }
+  for (const verdict of judge(goals, row, [])) console.log(formatVerdict(verdict))
 }
 if (options.json) writeFileSync(options.json, `${JSON.stringify(result, null, 1)}\n`)
 atLimit.dispose()

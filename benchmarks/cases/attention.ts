@@ -1,5 +1,6 @@
 /** Attention with head dimension 256: causal prefill, windows, soft cap, and decode over a long cache. */
 import { type Device, flashAttention, Tensor } from 'lapidary'
+import type { Goal } from '../goals.ts'
 import { onnxModel } from '../peers/onnx-model.ts'
 import { OnnxPeer } from '../peers/onnxruntime.ts'
 import { type BenchmarkCase, fastestAttentionDot, Ours, uniform } from './case.ts'
@@ -12,9 +13,10 @@ interface Options {
   kvHeads: number
   window?: number
   softcap?: number
+  goals?: readonly Goal[]
 }
 
-function prefillCase({ tokens, queryHeads, kvHeads, window = 0, softcap = 0 }: Options): BenchmarkCase {
+function prefillCase({ tokens, queryHeads, kvHeads, window = 0, softcap = 0, goals = [] }: Options): BenchmarkCase {
   let pairs = 0
   for (let i = 0; i < tokens; i++) pairs += window ? Math.min(i + 1, window) : i + 1
   const q = uniform(tokens * queryHeads * headDim, 1, 11)
@@ -26,6 +28,7 @@ function prefillCase({ tokens, queryHeads, kvHeads, window = 0, softcap = 0 }: O
     operations: 4 * pairs * headDim * queryHeads,
     bytes: 0,
     agreement: 0.01,
+    goals,
     limit: fastestAttentionDot,
     async ours(device: Device) {
       const input = Tensor.from(device, q, [tokens, queryHeads, headDim])
@@ -96,6 +99,7 @@ function decodeCase(keys: number, queryHeads: number, kvHeads: number): Benchmar
     operations: 4 * keys * headDim * queryHeads,
     bytes: cacheBytes,
     limit: () => 'read',
+    goals: [{ percent: 90, of: 'read' }],
     async ours(device: Device) {
       const q = Tensor.from(device, uniform(queryHeads * headDim, 1, 21), [1, queryHeads, headDim])
       const shape = [keys, kvHeads, headDim]
@@ -117,9 +121,15 @@ function decodeCase(keys: number, queryHeads: number, kvHeads: number): Benchmar
 
 export const attentionCases: BenchmarkCase[] = [
   prefillCase({ tokens: 512, queryHeads: 4, kvHeads: 1 }),
-  prefillCase({ tokens: 4096, queryHeads: 4, kvHeads: 1 }),
-  prefillCase({ tokens: 4096, queryHeads: 4, kvHeads: 1, window: 512 }),
-  prefillCase({ tokens: 4096, queryHeads: 4, kvHeads: 1, softcap: 50 }),
+  prefillCase({ tokens: 4096, queryHeads: 4, kvHeads: 1, goals: [{ percent: 45, of: 'tile_bf16' }] }),
+  prefillCase({ tokens: 4096, queryHeads: 4, kvHeads: 1, window: 512, goals: [{ percent: 30, of: 'tile_bf16' }] }),
+  prefillCase({
+    tokens: 4096,
+    queryHeads: 4,
+    kvHeads: 1,
+    softcap: 50,
+    goals: [{ percentSlower: 15, than: `attention prefill d${headDim} 4/1 S=4096` }],
+  }),
   decodeCase(4096, 8, 4),
   decodeCase(32768, 8, 4),
 ]

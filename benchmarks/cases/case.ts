@@ -1,5 +1,6 @@
 /** What a benchmark case is, and our side of it. */
 import { type Device, Program, type Tensor, type TensorSpec } from 'lapidary'
+import type { Goal } from '../goals.ts'
 import type { Limits } from '../limits.ts'
 import type { OnnxPeer } from '../peers/onnxruntime.ts'
 import type { Contender } from '../race.ts'
@@ -16,6 +17,8 @@ export interface BenchmarkCase {
   peer?(threads: number): Promise<OnnxPeer | undefined>
   /** The peer's output and ours agree to this root mean square error relative to the output's: the formats' own rounding. */
   readonly agreement?: number
+  /** What it has to reach; numbers and peers are those of the machine with AMX that benchmarks/README.md describes. */
+  readonly goals?: readonly Goal[]
 }
 
 /** Outputs in flight: a queue of replays has as many, and beyond the cache they would be measured, not the op. */

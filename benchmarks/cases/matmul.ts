@@ -1,7 +1,8 @@
 /** int4 matmul in groups of 32 (Q4_0) at the shapes of Gemma 3 1B, 4B and 27B; up to M=16 with weights cold in DRAM. */
 import { type Device, matmul, packWeights, Tensor } from 'lapidary'
+import type { Goal } from '../goals.ts'
 import { type OnnxNode, onnxModel } from '../peers/onnx-model.ts'
-import { OnnxPeer } from '../peers/onnxruntime.ts'
+import { OnnxPeer, peerName } from '../peers/onnxruntime.ts'
 import { type BenchmarkCase, fastestDot, generator, Ours, uniform } from './case.ts'
 
 type Shape = readonly [columns: number, rows: number]
@@ -93,6 +94,18 @@ async function manyLayers(
   return new Ours(device, [Tensor.from(device, x, [x.length / columns, columns])], body, packed, layers)
 }
 
+/** Of decoding; of 16 rows; of a prompt. */
+function goalsOf(batch: number): Goal[] {
+  if (batch === 1) return [{ percent: 92, of: 'read' }]
+  if (batch === 16) return [{ isa: 'amx', tflops: 1.2 }]
+  if (batch < 512) return []
+  return [
+    { percent: 60, of: 'tile_bf16' },
+    { isa: 'amx', times: 12, peer: peerName },
+    { percent: 70, of: 'dot_i8' },
+  ]
+}
+
 function headCase(dtype: 'q4_0' | 'q8_0'): BenchmarkCase {
   const [columns, rows] = head
   const weightBytes = (rows * columns * (dtype === 'q4_0' ? 18 : 34)) / group
@@ -101,6 +114,7 @@ function headCase(dtype: 'q4_0' | 'q8_0'): BenchmarkCase {
     operations: 2 * columns * rows,
     bytes: weightBytes,
     limit: () => 'read',
+    goals: goalsOf(1),
     ours: (device) =>
       manyLayers(device, uniform(columns, 1, 3), tallMatrix(head, dtype), head, dtype, coldLayers(weightBytes)),
   }
@@ -122,6 +136,7 @@ function matmulCase(batch: number, [columns, rows]: Shape): BenchmarkCase {
     operations,
     bytes: weightBytes,
     agreement: 0.02,
+    goals: goalsOf(batch),
     limit(limits) {
       const dot = fastestDot(limits)
       return cold && weightBytes / limits.read > operations / limits[dot] ? 'read' : dot

@@ -1,7 +1,7 @@
 /** Row operations at the width of Gemma 3 4B, 512 tokens: f32 in, f32 out, on data that fits the last-level cache. */
 import { addRmsNorm, type Device, geglu, rmsNorm, Tensor } from 'lapidary'
 import { type OnnxNode, onnxModel } from '../peers/onnx-model.ts'
-import { OnnxPeer } from '../peers/onnxruntime.ts'
+import { OnnxPeer, peerName } from '../peers/onnxruntime.ts'
 import { type BenchmarkCase, Ours, uniform } from './case.ts'
 
 const tokens = 512
@@ -25,6 +25,7 @@ function rowCase({ name, bytes, inputs, output, nodes, extraOutputs = {}, ours }
     bytes,
     agreement: 1e-3,
     limit: () => 'read',
+    goals: [{ times: 5, peer: peerName }],
     async ours(device: Device) {
       return new Ours(
         device,

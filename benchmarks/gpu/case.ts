@@ -1,5 +1,5 @@
 /** What a case of the GPU benchmarks is, and the data that we and the peers both make for it. */
-import type { Goal } from './goals.ts'
+import type { Goal } from '../goals.ts'
 
 /**
  * What is computed, in numbers: what a peer in another process needs to build the same. Heads, tokens, rows and columns as in the ops'

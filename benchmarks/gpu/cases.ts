@@ -1,6 +1,7 @@
 /** The cases of the GPU benchmarks, with the goals of the issue of the CUDA room; and the same kinds of work, tiny, for the emulation. */
+
+import type { Goal } from '../goals.ts'
 import type { GpuCase, Work } from './case.ts'
-import type { Goal } from './goals.ts'
 
 // Rounding to bf16 moves a value by at most 2⁻⁹ of it. Attention rounds its weights and its result, on both sides: four times.
 const roundoff = 2 ** -9
@@ -104,11 +105,11 @@ export const gpuCases: readonly GpuCase[] = [
     ],
   }),
   // 256 MiB of keys and values each: one long sequence, and sixteen.
-  decode({ sequences: 1, keys: 65536, queryHeads: 8, kvHeads: 4, headDim: 256 }, [{ percentOfCopy: 85 }]),
-  decode({ sequences: 16, keys: 4096, queryHeads: 8, kvHeads: 4, headDim: 256 }, [{ percentOfCopy: 85 }]),
+  decode({ sequences: 1, keys: 65536, queryHeads: 8, kvHeads: 4, headDim: 256 }, [{ percent: 85, of: 'copy' }]),
+  decode({ sequences: 16, keys: 4096, queryHeads: 8, kvHeads: 4, headDim: 256 }, [{ percent: 85, of: 'copy' }]),
   // The feed-forward matrices of Gemma 3 12B and 27B: 33 and 65 MB.
-  int4(1, 3840, 15360, [{ percentOfCopy: 75 }]),
-  int4(1, 5376, 21504, [{ percentOfCopy: 75 }]),
+  int4(1, 3840, 15360, [{ percent: 75, of: 'copy' }]),
+  int4(1, 5376, 21504, [{ percent: 75, of: 'copy' }]),
   int4(16, 5376, 21504, [{ times: 2.5, peer: 'cublas' }]),
   int4(2048, 5376, 21504, [{ times: 0.45, peer: 'cublas' }]),
   rows('rms_norm', 16384, 4096, [{ gbps: 3900 }]),
@@ -129,8 +130,8 @@ export const tinyCases: readonly GpuCase[] = [
       { percentSlower: 8, than: prefillName(tiny) },
     ],
   }),
-  decode({ sequences: 2, keys: 128, queryHeads: 4, kvHeads: 2, headDim: 64 }, [{ percentOfCopy: 85 }]),
-  int4(1, 64, 96, [{ percentOfCopy: 75 }]),
+  decode({ sequences: 2, keys: 128, queryHeads: 4, kvHeads: 2, headDim: 64 }, [{ percent: 85, of: 'copy' }]),
+  int4(1, 64, 96, [{ percent: 75, of: 'copy' }]),
   int4(20, 64, 96, [{ times: 0.45, peer: 'cublas' }]),
   rows('rms_norm', 6, 128, [{ gbps: 3900 }]),
   rows('geglu', 5, 96, [{ gbps: 3900 }]),

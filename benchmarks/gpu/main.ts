@@ -3,10 +3,10 @@ import { writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { Command, Option } from 'commander'
 import { Device } from 'lapidary'
+import { countVerdicts, formatVerdict } from '../goals.ts'
 import { drawSvg, formatRow, formatTable, header } from '../report.ts'
 import { footprint } from './case.ts'
 import { gpuCases, limitWork, tinyCases, tinyLimitWork } from './cases.ts'
-import { formatVerdict } from './goals.ts'
 import type { PeerProgram } from './peers.ts'
 import { type GpuReport, type GpuRow, runGpuBenchmarks } from './run.ts'
 
@@ -66,14 +66,12 @@ function formatGpuRow(row: GpuRow): string[] {
 function printSummary(report: GpuReport): void {
   console.log(formatTable([[...header, 'goal'], ...report.rows.map(formatGpuRow)]))
   for (const [name, why] of Object.entries(report.notRun)) console.log(`NOT RUN ${name}: ${why}`)
-  const verdicts = report.rows.flatMap((row) => row.verdicts)
-  const count = (outcome: string) => verdicts.filter((verdict) => verdict.outcome === outcome).length
   const described = Object.values(report.peers)
   const absent = described.filter((text) => text.startsWith('absent')).length
   const failed = described.filter((text) => text.startsWith('failed')).length
   const unchecked = report.rows.filter((row) => row.checkedWith.length === 0).length
   console.log(
-    `goals: ${count('met')} met, ${count('missed')} missed, ${count('unmeasured')} unmeasured. Peers: ` +
+    `goals: ${countVerdicts(report.rows.flatMap((row) => row.verdicts))}. Peers: ` +
       `${described.length - absent - failed} here, ${absent} absent, ${failed} failed. ${report.rows.length} cases measured, ` +
       `${unchecked} of them without a peer to compare results with; ${Object.keys(report.notRun).length} not run. ` +
       `${report.problems.length} problems`,

@@ -1,11 +1,11 @@
 /** The GPU benchmarks: every case by us and by the peers of this host in turn, beside what the GPU does at most in the same rounds. */
 import type { Device } from 'lapidary'
 import { relativeError } from '../agreement.ts'
+import { judge, type Verdict } from '../goals.ts'
 import { medianRatio, race, type Timing } from '../race.ts'
 import { describeMachine, type Report, type Row } from '../report.ts'
 import { type GpuCase, sampledRows, type Work } from './case.ts'
 import { limitUnit } from './cases.ts'
-import { judge, type Verdict } from './goals.ts'
 import { OursOnGpu } from './ours.ts'
 import { PeerAbsent, PeerContender, PeerFailed, PeerProcess, type PeerProgram } from './peers.ts'
 

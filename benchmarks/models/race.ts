@@ -7,18 +7,24 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Device, type GemmaSizeName, probe, probeMemory, type Tensor, writeSynthetic } from 'lapidary'
+import { formatVerdict, judge, type Verdict } from '../goals.ts'
+import { llamaName } from '../peers/llama.ts'
 import { summarize } from '../race.ts'
 import { Contestant, type Requests } from './contestant.ts'
+import { modelGoals } from './goals.ts'
 
 export interface ModelRow {
   readonly case: string
+  readonly isa: string
   readonly threads: number
   /** Of ours: tokens per second, or the unit that the case names. */
   readonly value: number
   readonly unit: 'tok/s' | 'MiB' | 's'
-  /** Per cent of a plain read of the weights and visible keys, taken between the samples. Decoding only. */
-  readonly percentOfRead?: number
+  /** Decoding only: per cent of a plain read of the weights and visible keys, taken between the samples. */
+  readonly limit?: 'read'
+  readonly percentOfLimit?: number
   readonly peers: Record<string, { value: number; ratio: number }>
+  readonly verdicts: readonly Verdict[]
 }
 
 const peerFolder = fileURLToPath(new URL('../../../benchmarks/peers/node-llama-cpp/node_modules', import.meta.url))
@@ -79,6 +85,7 @@ export async function raceModel(
   { threads, rounds, peer: wanted, prompts: promptLengths, depths }: RaceOptions,
   onRow: (row: ModelRow) => void,
 ): Promise<void> {
+  const rows: Omit<ModelRow, 'verdicts'>[] = []
   const shape = shapes[size]
   if (shape === undefined) throw new Error(`${size}: expected one of ${Object.keys(shapes).join(', ')}`)
   const folder = join(tmpdir(), 'lapidary-benchmarks')
@@ -94,6 +101,7 @@ export async function raceModel(
   const contextLength = Math.max(8 * 512, ...promptLengths, ...depths) + 1024
   const next = prompts()
   using device = await Device.open('cpu', { threads })
+  const { isa } = device.info()
 
   /** One contestant of each kind, in turn; ours as stored, then with the default head. */
   const ask = async <K extends keyof Requests>(
@@ -122,7 +130,7 @@ export async function raceModel(
   ]
   for (const { stored, label, options, headBytes } of heads) {
     const ours = new Contestant('lapidary', './lapidary.js')
-    const peer = withPeer ? new Contestant('node-llama-cpp', './node-llama-cpp.js') : undefined
+    const peer = withPeer ? new Contestant(llamaName, './node-llama-cpp.js') : undefined
     const all = peer ? [ours, peer] : [ours]
     try {
       const emit = (name: string, unit: ModelRow['unit'], values: Map<string, number>, limit = Number.NaN): void => {
@@ -132,8 +140,17 @@ export async function raceModel(
           if (peerName !== 'lapidary')
             peers[peerName] = { value: other, ratio: unit === 'tok/s' ? value / other : other / value }
         }
-        const row = { case: `${size} q4_0, ${label}: ${name}`, threads, value, unit, peers }
-        onRow(Number.isNaN(limit) ? row : { ...row, percentOfRead: 100 * limit })
+        const row = {
+          case: `${size} q4_0, ${label}: ${name}`,
+          isa,
+          threads,
+          value,
+          unit,
+          ...(Number.isNaN(limit) ? {} : { limit: 'read' as const, percentOfLimit: 100 * limit }),
+          peers,
+        }
+        rows.push(row)
+        onRow({ ...row, verdicts: judge(modelGoals[row.case] ?? [], row, rows) })
       }
       const perSecond = (values: Map<string, number>, tokens: number): Map<string, number> =>
         new Map([...values].map(([name, ms]) => [name, (1000 * tokens) / ms]))
@@ -189,7 +206,7 @@ export async function raceModel(
       )
       emit('resident memory', 'MiB', memory.values)
       // The peer divides its cache among sequences when it opens one: eight of them are a process of their own.
-      const eight = peer && new Contestant('node-llama-cpp', './node-llama-cpp.js')
+      const eight = peer && new Contestant(llamaName, './node-llama-cpp.js')
       if (eight) {
         all.push(eight)
         await eight.ask('load', { path, threads, contextLength: 512, options: { sequences: 8 } })
@@ -213,6 +230,9 @@ export function formatModelRow(row: ModelRow): string {
   const peers = Object.entries(row.peers).map(
     ([name, { value, ratio }]) => `${ratio.toFixed(2)}x ${name} (${number(value)})`,
   )
-  const limit = row.percentOfRead === undefined ? '' : `${row.percentOfRead.toFixed(0)} % of read`
-  return [row.case, `${number(row.value)} ${row.unit}`, limit, ...peers].filter((cell) => cell !== '').join(' | ')
+  const limit = row.percentOfLimit === undefined ? '' : `${row.percentOfLimit.toFixed(0)} % of read`
+  const goals = row.verdicts.map(formatVerdict)
+  return [row.case, `${number(row.value)} ${row.unit}`, limit, ...peers, ...goals]
+    .filter((cell) => cell !== '')
+    .join(' | ')
 }

@@ -6,6 +6,8 @@ const entry = new URL(
   import.meta.url,
 )
 
+export const llamaName = 'node-llama-cpp'
+
 /** The part of the package that is used here. */
 export interface Sequence {
   evaluateWithoutGeneratingNewTokens(ids: number[]): Promise<void>
