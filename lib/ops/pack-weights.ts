@@ -66,7 +66,7 @@ export interface PackWeightsOptions {
  *
  * G = K / groupSize. Bit orders: docs/formats.md.
  *
- * @returns A tensor [N, K] of layout `panels`: of the stored dtype, `i8`, or `i4`.
+ * @returns A tensor [N, K] of layout `panels`: of the stored dtype (on CUDA q3_k becomes q6_k and iq4_nl q8_0, the same weights), `i8`, or `i4`.
  * @throws ERR_DTYPE_UNSUPPORTED, ERR_SHAPE_MISMATCH if a tensor does not fit the format; when the stream reaches the call,
  *   ERR_LAYOUT_UNSUPPORTED if groupIndex reorders columns, and ERR_DATA_CORRUPT if an i8 zero point is outside −8 … 7.
  * @example

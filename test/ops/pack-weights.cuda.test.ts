@@ -64,6 +64,27 @@ describe.skipIf(!family)('packWeights on CUDA', () => {
       throwsCode(load(device, other), 'ERR_LAYOUT_UNSUPPORTED', /layoutVersion: expected/)
     }))
 
+  test('q3_k and iq4_nl are packed as the wider formats that hold the same weights, and in no other form', () =>
+    onCuda(async (device) => {
+      for (const [dtype, held] of [
+        ['q3_k', 'q6_k'],
+        ['iq4_nl', 'q8_0'],
+      ] as const) {
+        const form = weightForms.find(({ name }) => name === dtype)!
+        const stored = randomWeights(Random.named(dtype), form, 16, 256)
+        const packed = packWeights(upload(device, stored.weight))
+        expect(packed.dtype).toBe(held)
+        expect(await valuesOf(dequantize(packed))).toEqual(stored.values.map(Math.fround))
+        const file = path.join(folder, `${dtype}.bin`)
+        await packed.save(file)
+        throwsCode(
+          () => Tensor.load(device, file, { shape: [16, 256], dtype, form: { ...packed.packedForm(), dtype } }),
+          'ERR_LAYOUT_UNSUPPORTED',
+          new RegExp(`form: dtype: expected ${held}`),
+        )
+      }
+    }))
+
   test('bad device data is reported with its own code', () =>
     onCuda(async (device) => {
       const group = {

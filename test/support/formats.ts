@@ -6,17 +6,17 @@
  * the formula turns fields into weights. Weights are exact in double precision; f32 results are compared with Math.fround of them.
  */
 
-import { type HostDType, type HostTensor, hostTensor, rawTensor } from './host-tensor.ts'
+import { type BlockDType, type HostDType, type HostTensor, hostTensor, rawTensor } from './host-tensor.ts'
 import { fromBits, isPlain, round, toBits } from './numbers.ts'
 import type { Random } from './random.ts'
 
-export type BlockDType = 'q4_0' | 'q4_1' | 'q5_0' | 'q8_0' | 'q4_k' | 'q5_k' | 'q6_k'
+export type { BlockDType }
 export type StoredDType = 'f32' | 'f16' | 'bf16' | 'sfp8' | BlockDType
 
 /** The numbers of one block. Which ones a format has, and their ranges, is in `blockFormats`. */
 export interface BlockFields {
   readonly d: number
-  /** q4_1: the minimum m. K-quants: dmin. */
+  /** q4_1, q5_1: the minimum m. K-quants: dmin. */
   readonly m?: number
   /** K-quants: scales and minimums of the sub-blocks. */
   readonly sc?: readonly number[]
@@ -31,6 +31,8 @@ interface BlockFormat {
   readonly q: readonly [number, number]
   readonly sc?: readonly [number, number]
   readonly subBlocks?: number
+  /** The largest |number| that a code stands for, where that is not a code's own size. */
+  readonly largest?: number
   readonly hasMinimum?: boolean
   encode(fields: BlockFields, out: Uint8Array): void
   decode(bytes: Uint8Array): BlockFields
@@ -84,6 +86,27 @@ function q6Position(j: number): { low: number; lowShift: number; high: number; h
   }
 }
 
+/** Bit j of four bytes is bit 4 of code j. */
+function putFifthBits(out: Uint8Array, at: number, q: readonly number[]): void {
+  for (let i = 0; i < 4; i++) out[at + i] = indices(8).reduce((byte, j) => byte | ((q[8 * i + j]! >> 4) << j), 0)
+}
+const getFifthBit = (b: Uint8Array, at: number, j: number) => ((b[at + (j >> 3)]! >> (j & 7)) & 1) << 4
+
+/** What the 4-bit numbers of IQ4_NL and IQ4_XS stand for (ggml-common.h, kvalues_iq4nl). */
+const iq4Values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+/** Q3_K: bits 0 and 1 of weight j in a byte of qs, bit 2 in one of hmask; scales of six bits, plus 32. */
+function q3Position(j: number): { low: number; lowShift: number; high: number; highShift: number } {
+  const run = Math.floor(j / 32)
+  return { low: 32 + 32 * (run >> 2) + (j % 32), lowShift: 2 * (run % 4), high: j % 32, highShift: run }
+}
+const q3Scale = (i: number) => ({
+  low: 96 + (i % 8),
+  lowShift: i < 8 ? 0 : 4,
+  high: 104 + (i % 4),
+  highShift: 2 * (i >> 2),
+})
+
 const minimumOfSub = (f: BlockFields, j: number) => f.d * f.sc![j >> 5]! * f.q[j]! - f.m! * f.mn![j >> 5]!
 
 export const blockFormats: Record<BlockDType, BlockFormat> = {
@@ -117,14 +140,32 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     q: [0, 31],
     encode(f, out) {
       putF16(out, 0, f.d)
-      for (let i = 0; i < 4; i++) out[2 + i] = indices(8).reduce((byte, j) => byte | ((f.q[8 * i + j]! >> 4) << j), 0)
+      putFifthBits(out, 2, f.q)
       putNibbles32(out, 6, f.q)
     },
     decode: (b) => ({
       d: getF16(b, 0),
-      q: indices(32).map((j) => getNibble32(b, 6, j) | (((b[2 + (j >> 3)]! >> (j & 7)) & 1) << 4)),
+      q: indices(32).map((j) => getNibble32(b, 6, j) | getFifthBit(b, 2, j)),
     }),
     weight: (f, j) => f.d * (f.q[j]! - 16),
+  },
+  q5_1: {
+    weights: 32,
+    bytes: 24,
+    q: [0, 31],
+    hasMinimum: true,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      putF16(out, 2, f.m!)
+      putFifthBits(out, 4, f.q)
+      putNibbles32(out, 8, f.q)
+    },
+    decode: (b) => ({
+      d: getF16(b, 0),
+      m: getF16(b, 2),
+      q: indices(32).map((j) => getNibble32(b, 8, j) | getFifthBit(b, 4, j)),
+    }),
+    weight: (f, j) => f.d * f.q[j]! + f.m!,
   },
   q8_0: {
     weights: 32,
@@ -136,6 +177,38 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     },
     decode: (b) => ({ d: getF16(b, 0), q: indices(32).map((j) => signed(b[2 + j]!)) }),
     weight: (f, j) => f.d * f.q[j]!,
+  },
+  q3_k: {
+    weights: 256,
+    bytes: 110,
+    q: [0, 7],
+    sc: [-32, 31],
+    subBlocks: 16,
+    encode(f, out) {
+      for (let j = 0; j < 256; j++) {
+        const at = q3Position(j)
+        out[at.low]! |= (f.q[j]! & 3) << at.lowShift
+        out[at.high]! |= (f.q[j]! >> 2) << at.highShift
+      }
+      for (let s = 0; s < 16; s++) {
+        const at = q3Scale(s)
+        out[at.low]! |= ((f.sc![s]! + 32) & 15) << at.lowShift
+        out[at.high]! |= ((f.sc![s]! + 32) >> 4) << at.highShift
+      }
+      putF16(out, 108, f.d)
+    },
+    decode: (b) => ({
+      d: getF16(b, 108),
+      sc: indices(16).map((s) => {
+        const at = q3Scale(s)
+        return (((b[at.low]! >> at.lowShift) & 15) | (((b[at.high]! >> at.highShift) & 3) << 4)) - 32
+      }),
+      q: indices(256).map((j) => {
+        const at = q3Position(j)
+        return ((b[at.low]! >> at.lowShift) & 3) | (((b[at.high]! >> at.highShift) & 1) << 2)
+      }),
+    }),
+    weight: (f, j) => f.d * f.sc![j >> 4]! * (f.q[j]! - 4),
   },
   q4_k: {
     weights: 256,
@@ -214,6 +287,43 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     }),
     weight: (f, j) => f.d * f.sc![q6Position(j).scale]! * (f.q[j]! - 32),
   },
+  iq4_nl: {
+    weights: 32,
+    bytes: 18,
+    q: [0, 15],
+    largest: 127,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      putNibbles32(out, 2, f.q)
+    },
+    decode: (b) => ({ d: getF16(b, 0), q: indices(32).map((j) => getNibble32(b, 2, j)) }),
+    weight: (f, j) => f.d * iq4Values[f.q[j]!]!,
+  },
+  iq4_xs: {
+    weights: 256,
+    bytes: 136,
+    q: [0, 15],
+    sc: [-32, 31],
+    subBlocks: 8,
+    largest: 127,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      for (let s = 0; s < 8; s++) {
+        const scale = f.sc![s]! + 32
+        out[2 + (s >> 2)]! |= (scale >> 4) << (2 * (s % 4))
+        out[4 + (s >> 1)]! |= (scale & 15) << (4 * (s % 2))
+        putNibbles32(out, 8 + 16 * s, f.q.slice(32 * s, 32 * s + 32))
+      }
+    },
+    decode: (b) => ({
+      d: getF16(b, 0),
+      sc: indices(8).map(
+        (s) => (((b[4 + (s >> 1)]! >> (4 * (s % 2))) & 15) | (((b[2 + (s >> 2)]! >> (2 * (s % 4))) & 3) << 4)) - 32,
+      ),
+      q: indices(256).map((j) => getNibble32(b, 8 + 16 * (j >> 5), j % 32)),
+    }),
+    weight: (f, j) => f.d * f.sc![j >> 5]! * iq4Values[f.q[j]!]!,
+  },
 }
 
 export const isBlockDType = (dtype: string): dtype is BlockDType => dtype in blockFormats
@@ -249,7 +359,7 @@ export function blockTensor(dtype: BlockDType, shape: readonly number[], blocks:
 export function randomBlock(dtype: BlockDType, random: Random, scale = 1): BlockFields {
   const format = blockFormats[dtype]
   const [low, high] = format.q
-  const span = Math.max(Math.abs(low), high) * (format.sc ? format.sc[1] : 1)
+  const span = (format.largest ?? Math.max(Math.abs(low), high)) * (format.sc ? format.sc[1] : 1)
   const f16 = (value: number) => round('f16', value)
   const draw = ([from, to]: readonly [number, number]) =>
     random.integer(0, 8) === 0 ? random.pick([from, to]) : random.integer(from, to + 1)

@@ -26,10 +26,12 @@ void launch_pack_weights(const Call& call, LaunchContext& context) {
     case DType::q4_0: return pack<PackCodes<C::u4, S::pair>>(params, context);
     case DType::q4_1: return pack<PackCodes<C::u4, S::pair_min>>(params, context);
     case DType::q5_0: return pack<PackCodes<C::u5, S::pair>>(params, context);
+    case DType::q5_1: return pack<PackCodes<C::u5, S::pair_min>>(params, context);
     case DType::q8_0: return pack<PackCodes<C::u8, S::pair>>(params, context);
     case DType::q4_k: return pack<PackCodes<C::u4, S::super_min>>(params, context);
     case DType::q5_k: return pack<PackCodes<C::u5, S::super_min>>(params, context);
     case DType::q6_k: return pack<PackCodes<C::u6, S::super>>(params, context);
+    case DType::iq4_xs: return pack<PackCodes<C::table4, S::super>>(params, context);
     case DType::i8: return pack<PackCodes<C::u8, S::row>>(params, context);
     default: break;  // i4
   }

@@ -58,9 +58,10 @@ struct PackCodes {
   using Params = PackParams;
   static constexpr int kThreads = 128, kMinBlocks = 4;
 
-  // The code that stands for weight 0 in absent rows and columns; signed bytes have 0.
+  // The code that stands for weight 0 in absent rows and columns; signed bytes have 0. The table has none: its absent
+  // weights have scales of 0.
   static constexpr int kZero = kScheme == ScaleScheme::pair_min || kScheme == ScaleScheme::super_min ? 0
-                               : kWidth == CodeWidth::u8                                             ? 0
+                               : kWidth == CodeWidth::u8 || kWidth == CodeWidth::table4              ? 0
                                : kWidth == CodeWidth::u6                                             ? 32
                                : kWidth == CodeWidth::u5                                             ? 16
                                                                                                      : 8;
@@ -129,10 +130,10 @@ struct PackCodes {
     }
     if constexpr (kScheme == ScaleScheme::super) {
       const unsigned char* block = s.block(row, place.record / 4);
-      if (first) store_entry<float>(place.head, 0, 1, r, real ? stored::f16_at(block + 208) : 0.f);
+      if (first) store_entry<float>(place.head, 0, 1, r, real ? stored::super_scale(s.dtype, block) : 0.f);
       for (int i = 0; i < 4; ++i) {
         const int sub = 4 * (place.record % 4) + i;
-        store_entry<uint8_t>(place.own, i, 4, r, real ? uint8_t(stored::byte_at(block + 192, sub)) : uint8_t(0));
+        store_entry<uint8_t>(place.own, i, 4, r, real ? uint8_t(stored::sub_scale(s.dtype, block, sub)) : uint8_t(0));
       }
     }
     if constexpr (kScheme == ScaleScheme::row) {

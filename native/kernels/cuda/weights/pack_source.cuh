@@ -25,7 +25,7 @@ struct PackSource {
   }
   LAPIDARY_DEVICE static int awq_position(int64_t row) { return int((row >> 1 & 3) | (row & 1) << 2); }
 
-  // The code of a weight; of i8_channel and q8_0 signed.
+  // The code of a weight as panels hold it; of i8_channel, q8_0 and iq4_nl signed (ops/pack_weights.h, panels on CUDA).
   LAPIDARY_DEVICE int code(int64_t row, int64_t k) const {
     switch (format) {
       case WeightFormat::i8_channel: return int8_t(stored::byte_at(weight + row * weight_stride, k));
@@ -38,7 +38,8 @@ struct PackSource {
         return int(word(weight + row * weight_stride, k / 8) >> (4 * (k & 7)) & 15);
       default: {
         const int weights = stored::block_weights(dtype);
-        return stored::code(dtype, block(row, k / weights), int(k % weights));
+        const int code = stored::code(dtype, block(row, k / weights), int(k % weights));
+        return dtype == DType::iq4_nl ? stored::table_value(code) : dtype == DType::q3_k ? code + 28 : code;
       }
     }
   }
