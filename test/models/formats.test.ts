@@ -105,6 +105,38 @@ const cases: readonly Case[] = [
     products: 'int8',
   },
   {
+    // Quantised in the order of activations; up's order is not gate's, which keeps the two apart.
+    name: 'gemma3, GPTQ with desc_act',
+    options: {
+      family: 'gemma3',
+      kinds,
+      form: (matrix) => ({ embedding: 'f16', up: 'gptq 32 otherwise' })[matrix as string] ?? 'gptq 32 ordered',
+    },
+    file: { quantization: { quant_method: 'gptq', bits: 4, group_size: 32, desc_act: true, sym: false } },
+    products: 'int8',
+  },
+  {
+    name: 'gemma2, compressed-tensors with actorder group',
+    options: {
+      family: 'gemma2',
+      kinds,
+      form: (matrix) => (matrix === 'embedding' ? 'bf16' : 'compressed 32 ordered'),
+    },
+    file: {
+      quantization: {
+        quant_method: 'compressed-tensors',
+        format: 'pack-quantized',
+        config_groups: {
+          group_0: {
+            targets: ['Linear'],
+            weights: { num_bits: 4, group_size: 32, symmetric: true, actorder: 'group' },
+          },
+        },
+      },
+    },
+    products: 'int8',
+  },
+  {
     name: 'gemma2, AWQ',
     options: { family: 'gemma2', kinds, form: (matrix) => (matrix === 'embedding' ? 'f16' : 'awq 32 symmetric') },
     file: { quantization: { quant_method: 'awq', bits: 4, group_size: 32, version: 'gemm', zero_point: false } },

@@ -8,7 +8,7 @@
 
 import { type BlockDType, type HostDType, type HostTensor, hostTensor, rawTensor } from './host-tensor.ts'
 import { fromBits, isPlain, round, toBits } from './numbers.ts'
-import type { Random } from './random.ts'
+import { Random } from './random.ts'
 
 export type { BlockDType }
 export type StoredDType = 'f32' | 'f16' | 'bf16' | 'sfp8' | BlockDType
@@ -425,6 +425,8 @@ export interface GroupFields {
   /** 0 … 15 (gptq: 1 … 16); absent: 8. */
   readonly z?: ArrayLike<number>
   readonly s: ArrayLike<number>
+  /** Where a file keeps the columns: column j of q is its column order[j]. Default: in order. */
+  readonly order?: readonly number[]
 }
 
 /** The tensors of one weight matrix as a checkpoint holds them, and the exact weights [rows, columns]. */
@@ -432,6 +434,8 @@ export interface StoredWeights {
   readonly weight: HostTensor
   readonly scales?: HostTensor
   readonly zeros?: HostTensor
+  /** GPTQ's g_idx, of columns that are not in order. */
+  readonly groupIndex?: HostTensor
   readonly values: Float64Array
 }
 
@@ -473,9 +477,11 @@ export function encodeGroups(
   fields: GroupFields,
   scaleDtype: 'f16' | 'bf16' = 'f16',
 ): StoredWeights {
-  const { rows, columns, group, q, z, s } = fields
+  const { rows, columns, group, q, z, s, order } = fields
   const groups = columns / group
-  const code = (n: number, k: number) => q[n * columns + k]!
+  const places = order && Int32Array.from(order, (_, k) => order.indexOf(k))
+  const place = (k: number) => places?.[k] ?? k
+  const code = (n: number, k: number) => q[n * columns + place(k)]!
   const zero = (n: number, g: number) => (n < rows ? z![n * groups + g]! : 0)
   const groupsFirst = hostTensor(
     scaleDtype,
@@ -485,11 +491,18 @@ export function encodeGroups(
   const values = new Float64Array(rows * columns)
   for (let n = 0; n < rows; n++) {
     for (let k = 0; k < columns; k++) {
-      const g = Math.floor(k / group)
+      const g = Math.floor(place(k) / group)
       values[n * columns + k] = round(scaleDtype, s[n * groups + g]!) * (code(n, k) - (z ? zero(n, g) : 8))
     }
   }
   const rowWords = Math.ceil(rows / 8)
+  const index = places && {
+    groupIndex: hostTensor(
+      'i32',
+      [columns],
+      Float64Array.from(places, (j) => Math.floor(j / group)),
+    ),
+  }
   switch (format) {
     case 'gptq':
     case 'gptq_v2': {
@@ -498,6 +511,7 @@ export function encodeGroups(
         weight: transposed(nibbleWords(rows, columns / 8, plainOrder, code)),
         scales: groupsFirst,
         ...(z && { zeros: nibbleWords(groups, rowWords, plainOrder, (g, n) => zero(n, g) - offset) }),
+        ...index,
         values,
       }
     }
@@ -506,6 +520,7 @@ export function encodeGroups(
         weight: nibbleWords(columns, rowWords, awqOrder, (k, n) => code(n, k)),
         scales: groupsFirst,
         ...(z && { zeros: nibbleWords(groups, rowWords, awqOrder, (g, n) => zero(n, g)) }),
+        ...index,
         values,
       }
     case 'compressed_tensors':
@@ -513,6 +528,7 @@ export function encodeGroups(
         weight: nibbleWords(rows, columns / 8, plainOrder, code),
         scales: hostTensor(scaleDtype, [rows, groups], s),
         ...(z && { zeros: transposed(nibbleWords(groups, rowWords, plainOrder, (g, n) => zero(n, g))) }),
+        ...index,
         values,
       }
   }
@@ -565,6 +581,8 @@ export interface WeightForm {
   /** Integer groups: columns per scale; 0: one per row. */
   readonly group?: number
   readonly zeros?: 'packed' | 'i8'
+  /** Integer groups: columns scattered over the groups, alike for matrices of as many columns and the same name here. */
+  readonly order?: string
   /** sfp8: the tensor scale. */
   readonly scale?: number
   /** columns is a multiple of this. */
@@ -602,6 +620,15 @@ export const weightForms: readonly WeightForm[] = [
   { name: 'compressed row', format: 'compressed_tensors', dtype: 'bf16', group: 0, granule: 8 },
 ]
 
+/** Matrices quantised in the order of activations, which packWeights() takes with `columnOrder`. */
+export const orderedForms: readonly WeightForm[] = [
+  { name: 'gptq 32 ordered', format: 'gptq', dtype: 'f16', group: 32, zeros: 'packed', order: 'a', granule: 32 },
+  { name: 'gptq 32 otherwise', format: 'gptq', dtype: 'f16', group: 32, zeros: 'packed', order: 'b', granule: 32 },
+  { name: 'gptq_v2 64 ordered', format: 'gptq_v2', dtype: 'f16', group: 64, zeros: 'packed', order: 'a', granule: 64 },
+  { name: 'awq 128 ordered', format: 'awq', dtype: 'bf16', group: 128, zeros: 'packed', order: 'a', granule: 128 },
+  { name: 'compressed 32 ordered', format: 'compressed_tensors', dtype: 'bf16', group: 32, order: 'a', granule: 32 },
+]
+
 /** Random weights in a stored form, of magnitude about `scale`. awq needs rows of a multiple of 8. */
 export function randomWeights(
   random: Random,
@@ -632,9 +659,22 @@ export function randomWeights(
   const count = rows * (columns / group)
   const offset = format === 'gptq' ? 1 : 0
   const z = form.zeros && Int32Array.from({ length: count }, () => random.integer(0, 16) + offset)
-  const fields: GroupFields = { rows, columns, group, q: codes(0, 15), s: scales(count, 8), ...(z && { z }) }
+  const fields: GroupFields = {
+    rows,
+    columns,
+    group,
+    q: codes(0, 15),
+    s: scales(count, 8),
+    ...(z && { z }),
+    ...(form.order && { order: columnOrder(form.order, columns) }),
+  }
   const encoded = encodeGroups(format, fields, dtype as 'f16' | 'bf16')
   return form.zeros === 'i8' ? { ...encoded, zeros: signedZeros(fields) } : encoded
+}
+
+/** An order of columns that the name gives. */
+export function columnOrder(name: string, columns: number): number[] {
+  return Random.named(`${name} ${columns}`).permutation(columns)
 }
 
 /** The exact weights that the tensors of a form mean: the inverse of randomWeights. */

@@ -182,15 +182,11 @@ static void pack_group_record(const groups::Source& source, const TensorView& pa
 static void pack_groups(const Call& call, Team& team) {
   const TensorView& packed = call.out[0];
   const groups::Source source(call, team);
-  if (team.thread == 0 && call.in[3].present()) {
-    for (int64_t k = 0; k < source.columns; ++k) {
-      const int32_t index = call.in[3].as<int32_t>()[k];
-      if (index == k / source.group) continue;
-      team_fail(team, Code::kLayoutUnsupported,
-                "pack_weights: groupIndex: activation-ordered columns are not supported: column %lld is in group %lld",
-                k, index);
-      break;
-    }
+  for (int64_t k = 0; team.thread == 0 && source.order && k < source.columns; ++k) {
+    if (source.order[k] >= 0 && source.order[k] < source.columns) continue;
+    team_fail(team, Code::kIndexOutOfRange, "pack_weights: columnOrder: expected a column below %lld, got %lld",
+              source.columns, source.order[k]);
+    break;
   }
   const int64_t records = panel_columns(packed) / kRecordColumns;
   const Range range = team_range(team, panel_count(packed), kRowsTogether / R);

@@ -13,8 +13,8 @@ void launch_pack_weights(const Call& call, LaunchContext& context) {
   const TensorView& packed = call.out[0];
   const PackParams params = {describe_source(call), describe_panels(packed), packed.data, context.error};
   if (call.in[3].present()) {
-    const GroupIndexParams index = {call.in[3].as<int32_t>(), packed.dims[1], params.source.group, context.error};
-    launch<CheckGroupIndex>(context, {divide_up(index.columns, CheckGroupIndex::kThreads)}, 0, index);
+    const ColumnOrderParams order = {params.source.order, packed.dims[1], context.error};
+    launch<CheckColumnOrder>(context, {divide_up(order.columns, CheckColumnOrder::kThreads)}, 0, order);
   }
   using C = CodeWidth;
   using S = ScaleScheme;
@@ -57,9 +57,9 @@ void launch_stack_weights(const Call& call, LaunchContext& context) {
 
 const char* const kMessages[] = {
     "pack_weights: zeros: expected -8 ... 7, got %lld in row %lld",
-    "pack_weights: groupIndex: activation-ordered columns are not supported: column %lld is in group %lld",
+    "pack_weights: columnOrder: expected a column below %lld, got %lld",
 };
-const Code kCodes[] = {Code::kDataCorrupt, Code::kLayoutUnsupported};
+const Code kCodes[] = {Code::kDataCorrupt, Code::kIndexOutOfRange};
 
 }  // namespace
 

@@ -16,7 +16,7 @@
 
 namespace lapidary::cuda {
 
-enum PackMessage : uint32_t { kPackZeros, kPackGroupIndex };
+enum PackMessage : uint32_t { kPackZeros, kPackColumnOrder };
 
 struct PackParams {
   PackSource source;
@@ -226,23 +226,23 @@ struct PackFloats {
   }
 };
 
-// ── GPTQ's g_idx, and stacking ──────────────────────────────────────────────────────────────────────────────────────
+// ── the order of columns, and stacking ──────────────────────────────────────────────────────────────────────────────
 
-struct GroupIndexParams {
-  const int32_t* index;
-  int64_t columns, group;
+struct ColumnOrderParams {
+  const int32_t* order;
+  int64_t columns;
   ErrorReporter error;
 };
 
-// Only index[k] = k / group has a streaming form.
-struct CheckGroupIndex {
-  using Params = GroupIndexParams;
+// Every entry is a column.
+struct CheckColumnOrder {
+  using Params = ColumnOrderParams;
   static constexpr int kThreads = 256, kMinBlocks = 1;
   static LAPIDARY_DEVICE void run(const Params& p, unsigned char*) {
     const int64_t k = int64_t(dev::block_index_x()) * kThreads + dev::thread_index();
     if (k >= p.columns) return;
-    const int32_t index = dev::load(p.index + k);
-    if (index != k / p.group) p.error.report(kPackGroupIndex, k, index);
+    const int32_t column = dev::load(p.order + k);
+    if (column < 0 || column >= p.columns) p.error.report(kPackColumnOrder, p.columns, column);
   }
 };
 
