@@ -26,10 +26,14 @@ export type DType =
   | 'q4_0'
   | 'q4_1'
   | 'q5_0'
+  | 'q5_1'
   | 'q8_0'
+  | 'q3_k'
   | 'q4_k'
   | 'q5_k'
   | 'q6_k'
+  | 'iq4_nl'
+  | 'iq4_xs'
   | 'sfp8'
   | 'i4'
 
@@ -44,10 +48,14 @@ export const dtypes: readonly DTypeInfo[] = [
   { name: 'q4_0', block: 32, blockBytes: 18, unitRoundoff: 0 },
   { name: 'q4_1', block: 32, blockBytes: 20, unitRoundoff: 0 },
   { name: 'q5_0', block: 32, blockBytes: 22, unitRoundoff: 0 },
+  { name: 'q5_1', block: 32, blockBytes: 24, unitRoundoff: 0 },
   { name: 'q8_0', block: 32, blockBytes: 34, unitRoundoff: 0 },
+  { name: 'q3_k', block: 256, blockBytes: 110, unitRoundoff: 0 },
   { name: 'q4_k', block: 256, blockBytes: 144, unitRoundoff: 0 },
   { name: 'q5_k', block: 256, blockBytes: 176, unitRoundoff: 0 },
   { name: 'q6_k', block: 256, blockBytes: 210, unitRoundoff: 0 },
+  { name: 'iq4_nl', block: 32, blockBytes: 18, unitRoundoff: 0 },
+  { name: 'iq4_xs', block: 256, blockBytes: 136, unitRoundoff: 0 },
   { name: 'sfp8', block: 1, blockBytes: 1, unitRoundoff: 2 ** -3 },
   { name: 'i4', block: 2, blockBytes: 1, unitRoundoff: 0 },
 ]

@@ -18,6 +18,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import {
   add,
   type Device,
+  type DType,
   embedding,
   matmul,
   type PackedForm,
@@ -331,6 +332,8 @@ describe('packed weights', () => {
     ['q4_0', (on) => blocks(on, 'q4_0', 18, 40, 96)],
     ['q8_0', (on) => blocks(on, 'q8_0', 34, 17, 32)],
     ['q6_k', (on) => blocks(on, 'q6_k', 210, 17, 256)],
+    ['q3_k', (on) => blocks(on, 'q3_k', 110, 17, 256)],
+    ['iq4_nl', (on) => blocks(on, 'iq4_nl', 18, 17, 96)],
     ['i4 groups of 32, symmetric', (on) => groups(on, 32, false)],
     ['i4 groups of 64 with zeros', (on) => groups(on, 64, true)],
     [
@@ -342,8 +345,8 @@ describe('packed weights', () => {
     const weight = new Random(rows).normal(dtype, [rows, columns])
     return packWeights(Tensor.from(on, weight.data, weight.shape, dtype))
   }
-  function blocks(on: Device, dtype: 'q4_0' | 'q8_0' | 'q6_k', bytes: number, rows: number, columns: number): Tensor {
-    const data = new Random(rows).bytes((rows * columns * bytes) / (dtype === 'q6_k' ? 256 : 32))
+  function blocks(on: Device, dtype: DType, bytes: number, rows: number, columns: number): Tensor {
+    const data = new Random(rows).bytes((rows * columns * bytes) / (dtype.endsWith('_k') ? 256 : 32))
     return packWeights(Tensor.from(on, data, [rows, columns], dtype))
   }
   function groups(on: Device, groupSize: 32 | 64, zeros: boolean): Tensor {

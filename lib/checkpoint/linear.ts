@@ -16,7 +16,10 @@ export interface LinearWeight {
   readonly weight: StoredTensor
   readonly scales?: StoredTensor
   readonly zeros?: StoredTensor
+  /** GPTQ's g_idx, where the file has one. */
   readonly groupIndex?: StoredTensor
+  /** Columns in the order of their groups, as `packWeights` takes it; absent where they are in order. */
+  readonly columnOrder?: Int32Array
   /** 0: one scale per row. Absent where the weight holds its own scales. */
   readonly groupSize?: 0 | 32 | 64 | 128
 }
@@ -170,24 +173,49 @@ function compressedTensors(layer: Layer, quantization: Quantization | undefined)
     scales,
     groupSize,
     ...(zeros && { zeros }),
-    ...(groupIndex && { groupIndex }),
+    ...(groupIndex && { groupIndex, ...activationOrder(groupIndex, k, groupSize) }),
   }
+}
+
+/**
+ * The order that brings the columns of each group together. GPTQ quantises columns by their activations where it is asked to, so that those
+ * of a group are scattered (`desc_act`; compressed-tensors: actorder group).
+ */
+function activationOrder(stored: StoredTensor, k: number, groupSize: number): { columnOrder?: Int32Array } {
+  const size = groupSize || k
+  const groups = new Int32Array(k)
+  readTensor(stored, Buffer.from(groups.buffer))
+  if (groups.every((group, column) => group === Math.floor(column / size))) return {}
+  const next = Int32Array.from({ length: k / size }, (_, group) => group * size)
+  const columnOrder = new Int32Array(k)
+  for (const [column, group] of groups.entries()) {
+    const place = next[group]
+    if (place === undefined) fail(stored, `expected groups below ${k / size}, got ${group} for column ${column}`)
+    if (place === (group + 1) * size) fail(stored, `expected ${size} columns in group ${group}, got more`)
+    columnOrder[place] = column
+    next[group] = place + 1
+  }
+  return { columnOrder }
+}
+
+function readTensor({ file, offset, bytes }: StoredTensor, into: Buffer): void {
+  withFile(file, (source) => {
+    // The file may have changed since its header was read.
+    if (offset + bytes > source.size)
+      throw corrupt(file, offset, `expected ${bytes} bytes, got ${source.size - offset}`)
+    source.read(offset, into)
+  })
 }
 
 /** compressed-tensors repeats the matrix's shape as a tensor, because the last word of a row may be filled in part. */
 function checkStoredShape(stored: StoredTensor | undefined, n: number, k: number): void {
   if (!stored) return
-  const { file, offset, bytes, storedType } = stored
+  const { bytes, storedType } = stored
   if (bytes !== (storedType === 'I64' ? 16 : 8) || stored.shape[0] !== 2) {
     fail(stored, `expected I64 or I32 [2], got ${describeShape(stored)}`)
   }
   const content = Buffer.alloc(bytes)
-  withFile(file, (source) => {
-    // The file may have changed since its header was read.
-    if (offset + bytes > source.size)
-      throw corrupt(file, offset, `expected ${bytes} bytes, got ${source.size - offset}`)
-    source.read(offset, content)
-  })
+  readTensor(stored, content)
   const [rows, columns] =
     bytes === 16
       ? [content.readBigInt64LE(0), content.readBigInt64LE(8)]
@@ -279,7 +307,7 @@ function packedIntegers(layer: Layer, quantization: Quantization | undefined): L
     scales,
     groupSize,
     ...(zeros && { zeros }),
-    ...(groupIndex && { groupIndex }),
+    ...(groupIndex && { groupIndex, ...activationOrder(groupIndex, k, groupSize) }),
   }
 }
 

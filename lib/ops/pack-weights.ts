@@ -22,7 +22,7 @@ const interleaves = ['rows', 'gate_up'] as const
 
 /** @internal The op behind `packWeights`. */
 export const packWeightsOp: Op = defineOp('pack_weights', {
-  inputs: ['weight', 'scales?', 'zeros?', 'groupIndex?'],
+  inputs: ['weight', 'scales?', 'zeros?', 'columnOrder?'],
   attributes: ['format', 'groupSize', 'scale'],
   outputs: ['packed'],
 })
@@ -42,8 +42,11 @@ export interface PackWeightsOptions {
   readonly scales?: Tensor
   /** Zero points of gptq, awq and compressed_tensors; without them 8, the middle of 0 … 15. */
   readonly zeros?: Tensor
-  /** GPTQ's g_idx, i32 [K]. Only the trivial one, k / groupSize, is supported. */
-  readonly groupIndex?: Tensor
+  /**
+   * i32 [K], of the i4 groups: column j of the result is column columnOrder[j] of the weight, in group j / groupSize; give `matmul`
+   * `gatherColumns(x, columnOrder)`. With the columns of each group together, that is GPTQ's activation order (`g_idx`).
+   */
+  readonly columnOrder?: Tensor
   /** Columns per scale: 32, 64, 128, or 0 for one scale per row. Default: from the shape of `scales`. */
   readonly groupSize?: 0 | 32 | 64 | 128
   /** The tensor scale of stored sfp8. Default 1. */
@@ -66,17 +69,17 @@ export interface PackWeightsOptions {
  *
  * G = K / groupSize. Bit orders: docs/formats.md.
  *
- * @returns A tensor [N, K] of layout `panels`: of the stored dtype, `i8`, or `i4`.
+ * @returns A tensor [N, K] of layout `panels`: of the stored dtype (on CUDA q3_k becomes q6_k and iq4_nl q8_0, the same weights), `i8`, or `i4`.
  * @throws ERR_DTYPE_UNSUPPORTED, ERR_SHAPE_MISMATCH if a tensor does not fit the format; when the stream reaches the call,
- *   ERR_LAYOUT_UNSUPPORTED if groupIndex reorders columns, and ERR_DATA_CORRUPT if an i8 zero point is outside −8 … 7.
+ *   ERR_INDEX_OUT_OF_RANGE if columnOrder names a column that is not there, and ERR_DATA_CORRUPT if an i8 zero point is outside −8 … 7.
  * @example
  * using stored = Tensor.map(device, 'model.gguf', { shape: [10240, 2560], dtype: 'q4_0', offset })
  * const weight = packWeights(stored)
  */
 export function packWeights(weight: Tensor, options: PackWeightsOptions = {}): Tensor {
-  const { format, scales, zeros, groupIndex, groupSize, scale } = options
+  const { format, scales, zeros, columnOrder, groupSize, scale } = options
   return packWeightsOp.one(
-    [weight, scales, zeros, groupIndex],
+    [weight, scales, zeros, columnOrder],
     [choiceIndex(weightFormats, format, 'format'), groupSize, scale],
   )
 }

@@ -77,7 +77,7 @@ export interface DequantizeOptions {
 }
 
 /**
- * Expands a weight matrix to floats. f32 is exact for most formats; it is rounded once where a format subtracts a minimum (q4_1, q4_k,
+ * Expands a weight matrix to floats. f32 is exact for most formats; it is rounded once where a format subtracts a minimum (q4_1, q5_1, q4_k,
  * q5_k) or has an f32 scale. bf16 rounds that to nearest even.
  *
  * @param w [N, K] of any stored dtype (plain rows may be strided), or packed by `packWeights` or `stackWeights`.

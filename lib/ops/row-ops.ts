@@ -261,3 +261,26 @@ export const meanRowsOp: Op = defineOp('mean_rows', { inputs: ['x', 'starts'], a
 export function meanRows(x: Tensor, starts: Tensor): Tensor {
   return meanRowsOp.one([x, starts], [])
 }
+
+/** @internal The op behind `gatherColumns`. */
+export const gatherColumnsOp: Op = defineOp('gather_columns', {
+  inputs: ['x', 'order'],
+  attributes: [],
+  outputs: ['out'],
+})
+
+/**
+ * Columns of x in another order, bit for bit: out[.., j] = x[.., order[j]].
+ *
+ * @param x f32, bf16 or f16 [.., n]
+ * @param order i32 [m]
+ * @returns x's dtype, [.., m]
+ * @throws ERR_SHAPE_MISMATCH, ERR_DTYPE_UNSUPPORTED, ERR_LAYOUT_UNSUPPORTED; when the stream reaches the call, ERR_INDEX_OUT_OF_RANGE for
+ *   an entry outside 0 … n − 1: its column is zeros.
+ * @example
+ * const weight = packWeights(qweight, { format: 'gptq', scales, columnOrder })
+ * const y = matmul(gatherColumns(x, columnOrder), weight)
+ */
+export function gatherColumns(x: Tensor, order: Tensor): Tensor {
+  return gatherColumnsOp.one([x, order], [])
+}

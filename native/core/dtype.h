@@ -12,7 +12,28 @@
 
 namespace lapidary {
 
-enum class DType : uint8_t { f32, f16, bf16, i32, i8, u8, q4_0, q4_1, q5_0, q8_0, q4_k, q5_k, q6_k, sfp8, i4, kCount };
+enum class DType : uint8_t {
+  f32,
+  f16,
+  bf16,
+  i32,
+  i8,
+  u8,
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_nl,
+  iq4_xs,
+  sfp8,
+  i4,
+  kCount
+};
 
 struct DTypeInfo {
   const char* name;
@@ -22,9 +43,11 @@ struct DTypeInfo {
 };
 
 static constexpr DTypeInfo kDTypes[] = {
-    {"f32", 1, 4, 0x1p-24}, {"f16", 1, 2, 0x1p-11}, {"bf16", 1, 2, 0x1p-8}, {"i32", 1, 4, 0},       {"i8", 1, 1, 0},
-    {"u8", 1, 1, 0},        {"q4_0", 32, 18, 0},    {"q4_1", 32, 20, 0},    {"q5_0", 32, 22, 0},    {"q8_0", 32, 34, 0},
-    {"q4_k", 256, 144, 0},  {"q5_k", 256, 176, 0},  {"q6_k", 256, 210, 0},  {"sfp8", 1, 1, 0x1p-3}, {"i4", 2, 1, 0},
+    {"f32", 1, 4, 0x1p-24},  {"f16", 1, 2, 0x1p-11}, {"bf16", 1, 2, 0x1p-8}, {"i32", 1, 4, 0},
+    {"i8", 1, 1, 0},         {"u8", 1, 1, 0},        {"q4_0", 32, 18, 0},    {"q4_1", 32, 20, 0},
+    {"q5_0", 32, 22, 0},     {"q5_1", 32, 24, 0},    {"q8_0", 32, 34, 0},    {"q3_k", 256, 110, 0},
+    {"q4_k", 256, 144, 0},   {"q5_k", 256, 176, 0},  {"q6_k", 256, 210, 0},  {"iq4_nl", 32, 18, 0},
+    {"iq4_xs", 256, 136, 0}, {"sfp8", 1, 1, 0x1p-3}, {"i4", 2, 1, 0},
 };
 static_assert(sizeof kDTypes / sizeof kDTypes[0] == size_t(DType::kCount));
 

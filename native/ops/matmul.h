@@ -20,7 +20,7 @@
 //   multiplied as bf16: x and the dequantised weights rounded to nearest even, f32 accumulation
 //   (kernels/cpu/matmul_amx.inl.h).
 //   On CUDA with more than 8 rows everything but f32 and row-major weights is multiplied on tensor cores: x is rounded to bf16,
-//   weights are exact but for formats with a minimum, q6_k and f16, which are rounded to bf16; f32 accumulation, in another order
+//   weights are exact but for formats with a minimum, q3_k, q6_k, iq4_xs and f16, which are rounded to bf16; f32 accumulation, in another order
 //   with more than 64 rows than with fewer (kernels/cuda/matmul/tensor_core.cuh). With up to 8 rows it is as above, the groups
 //   of a row in several interleaved sums.
 // A row of the result depends neither on the other rows nor on their number (but for the AMX and CUDA paths named above), nor

@@ -4,14 +4,15 @@
 #include <cmath>
 
 #include "ops/contract.h"
+#include "ops/packed_form.h"
 
 namespace lapidary {
 namespace {
 
-enum PackInput { kWeight, kScales, kZeros, kGroupIndex };
+enum PackInput { kWeight, kScales, kZeros, kColumnOrder };
 enum PackAttribute { kFormat, kGroupSize, kScale };
 
-const InputSpec kPackInputs[] = {{"weight"}, {"scales", true}, {"zeros", true}, {"groupIndex", true}};
+const InputSpec kPackInputs[] = {{"weight"}, {"scales", true}, {"zeros", true}, {"columnOrder", true}};
 const AttributeSpec kPackAttributes[] = {
     {"format", AttributeKind::choice, 0, "stored|i8_channel|i4_channel|gptq|gptq_v2|awq|compressed_tensors"},
     {"groupSize", AttributeKind::integer, -1},
@@ -56,14 +57,15 @@ Status plan_stored(PlanContext& context) {
   const TensorView& weight = context.call.in[kWeight];
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kScales, "a stored format holds its own scales"));
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kZeros, "a stored format holds its own zero points"));
-  LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kGroupIndex, "only integer groups have one"));
-  LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kWeight,
-                                        {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
-                                         DType::q8_0, DType::q4_k, DType::q5_k, DType::q6_k, DType::sfp8}));
+  LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kColumnOrder, "only integer groups have one"));
+  LAPIDARY_RETURN_IF_ERROR(expect_dtype(
+      context, kWeight,
+      {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
+       DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
   LAPIDARY_RETURN_IF_ERROR(expect_multiple(context, "columns", weight.dims[1], info(weight.dtype).block));
   if (is_block(weight.dtype)) LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kWeight));
   LAPIDARY_RETURN_IF_ERROR(expect_rows_and_columns(context, weight.dims[0], weight.dims[1]));
-  set_panels(context, weight.dtype, weight.dims[0], weight.dims[1]);
+  set_panels(context, packed_dtype(context.device, weight.dtype), weight.dims[0], weight.dims[1]);
   return {};
 }
 
@@ -83,7 +85,7 @@ Status plan_channel(PlanContext& context, PackWeightsParams& params) {
   const TensorView& weight = context.call.in[kWeight];
   const bool nibbles = params.format == WeightFormat::i4_channel;
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kZeros, "channel formats are symmetric"));
-  LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kGroupIndex, "only integer groups have one"));
+  LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kColumnOrder, "only integer groups have one"));
   LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kWeight, {nibbles ? DType::u8 : DType::i8}));
   LAPIDARY_RETURN_IF_ERROR(expect_rows_and_columns(context, weight.dims[0], weight.dims[1]));
   LAPIDARY_RETURN_IF_ERROR(expect_channel_scales(context, weight.dims[0]));
@@ -151,11 +153,11 @@ Status plan_groups(PlanContext& context, PackWeightsParams& params) {
   LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kScales, layout.scale_rows_axis, layout.rows, "rows of weight"));
   LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kScales, 1 - layout.scale_rows_axis, groups, "groups of a row"));
   if (call.in[kZeros].present()) LAPIDARY_RETURN_IF_ERROR(expect_zeros(context, params.format, layout, groups));
-  if (call.in[kGroupIndex].present()) {
-    LAPIDARY_RETURN_IF_ERROR(expect_rank(context, kGroupIndex, 1));
-    LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kGroupIndex, {DType::i32}));
-    LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kGroupIndex, 0, layout.columns, "columns of weight"));
-    LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kGroupIndex));
+  if (call.in[kColumnOrder].present()) {
+    LAPIDARY_RETURN_IF_ERROR(expect_rank(context, kColumnOrder, 1));
+    LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kColumnOrder, {DType::i32}));
+    LAPIDARY_RETURN_IF_ERROR(expect_dim(context, kColumnOrder, 0, layout.columns, "columns of weight"));
+    LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kColumnOrder));
   }
 
   params.group = int32_t(group);

@@ -12,12 +12,14 @@
 //   awq                 i32 [K, N/8]            [G, N] f16|bf16   i32 [G, N/8]               i4 groups, w = s·(q − z)
 //   compressed_tensors  i32 [N, K/8]            [N, G] f16|bf16   i32 [N/8, G] or i8 [N, G]  i4 groups, w = s·(q − z)
 //
-//   stored      f32, f16, bf16, q4_0, q4_1, q5_0, q8_0, q4_k, q5_k, q6_k, and sfp8 with its tensor scale in `scale`
+//   stored      f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, and sfp8 with its
+//               tensor scale in `scale`. Panels on CUDA hold q3_k as q6_k (code + 28) and iq4_nl as q8_0: the same weights
 //   [N]         or [N, 1]: channel scales, in f32, f16 or bf16
 //   G           K / groupSize, or 1 where groupSize is 0: one scale per row. −1, the default: as many as scales has
 //   zeros       absent: z = 8. i8 zeros of compressed_tensors are z − 8, in −8 … 7, else ERR_DATA_CORRUPT at execution
-//   groupIndex  i32 [K], GPTQ's g_idx: only groupIndex[k] = k / groupSize. Activation-ordered columns have no streaming
-//               form: ERR_LAYOUT_UNSUPPORTED at execution
+//   columnOrder i32 [K], contiguous, of the i4 groups: column j of the result is column columnOrder[j] of the weight, in group
+//               j / groupSize; x goes through gather_columns. It is how GPTQ's activation order is multiplied, whose g_idx scatters a
+//               group's columns. Outside 0 … K − 1: ERR_INDEX_OUT_OF_RANGE at execution, and the column has code 8
 //   Orders of bits are in docs/formats.md. NaN and infinite scales are kept as they are.
 //
 // Rows of f32, f16, bf16, i8, u8, sfp8 and of i32 words may be strided (slices); block formats are contiguous. K must

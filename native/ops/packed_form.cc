@@ -1,5 +1,7 @@
 #include "ops/packed_form.h"
 
+#include <cstring>
+
 #include "ops/weight_panels.h"
 
 namespace lapidary {
@@ -9,6 +11,11 @@ bool has_panels(DType dtype) { return dtype != DType::i32 && dtype != DType::u8;
 
 }  // namespace
 
+DType packed_dtype(const DeviceTraits& device, DType stored) {
+  if (std::strcmp(device.kind, "cuda") != 0) return stored;
+  return stored == DType::q3_k ? DType::q6_k : stored == DType::iq4_nl ? DType::q8_0 : stored;
+}
+
 Status expect_readable_panels(const TensorView& packed, const DeviceTraits& device, const char* what) {
   const auto refuse = [&](const char* field, const char* expected, long long got) {
     return error(Code::kLayoutUnsupported, "%s: form: %s: expected %s for %s, got %lld", what, field, expected,
@@ -17,6 +24,11 @@ Status expect_readable_panels(const TensorView& packed, const DeviceTraits& devi
   if (packed.rank != 2 || packed.dims[0] < 1 || packed.dims[1] < 1 || !has_panels(packed.dtype)) {
     return error(Code::kLayoutUnsupported, "%s: form: expected a matrix of a packed dtype, got %s", what,
                  describe(packed).c_str());
+  }
+  const DType readable = packed_dtype(device, packed.dtype);
+  if (readable != packed.dtype) {
+    return error(Code::kLayoutUnsupported, "%s: form: dtype: expected %s, as %s kernels read %s, got %s", what,
+                 info(readable).name, device.isa, info(packed.dtype).name, describe(packed).c_str());
   }
   if (packed.panel_rows != device.panel_rows) {
     return error(Code::kLayoutUnsupported, "%s: form: panelRows: expected %d, as %s kernels read them, got %d", what,

@@ -9,6 +9,10 @@ namespace lapidary {
 static constexpr int kPanelLayoutVersion = 1;
 static constexpr int kFragmentLayoutVersion = 1001;
 
+// The dtype of the panels that a stored block format becomes: its own, but that CUDA kernels read two formats as wider ones
+// that hold the same weights exactly, and need no kernels of their own for them.
+DType packed_dtype(const DeviceTraits& device, DType stored);
+
 // Whether kernels of this device read packed weights of this form; ERR_LAYOUT_UNSUPPORTED says what they do not. What
 // the bytes hold needs no check: codes and scales of any value are weights.
 Status expect_readable_panels(const TensorView& packed, const DeviceTraits& device, const char* what);

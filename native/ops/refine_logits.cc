@@ -19,9 +19,10 @@ Status plan(PlanContext& context) {
   LAPIDARY_RETURN_IF_ERROR(expect_inner_contiguous(context, In::logits));
   LAPIDARY_RETURN_IF_ERROR(expect_rank(context, In::table, 2));
   if (table.layout != Layout::panels) {
-    LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, In::table,
-                                          {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0,
-                                           DType::q8_0, DType::q4_k, DType::q5_k, DType::q6_k, DType::sfp8}));
+    LAPIDARY_RETURN_IF_ERROR(expect_dtype(
+        context, In::table,
+        {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
+         DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
     LAPIDARY_RETURN_IF_ERROR(is_block(table.dtype) ? expect_contiguous(context, In::table)
                                                    : expect_inner_contiguous(context, In::table));
     if (table.dims[1] % info(table.dtype).block != 0) {

@@ -350,4 +350,30 @@ const Contract& contract_mean_rows() {
   return contract;
 }
 
+// ── gather_columns ────────────────────────────────────────────────────────────────────────────────────────────────
+namespace gather_columns {
+
+const InputSpec kInputs[] = {{"x"}, {"order"}};
+
+static Status plan(PlanContext& context) {
+  LAPIDARY_RETURN_IF_ERROR(expect_rows(context, 0));
+  LAPIDARY_RETURN_IF_ERROR(expect_rank(context, 1, 1));
+  LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, 1, {DType::i32}));
+  LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, 1));
+  TensorView shape = context.call.in[0];
+  shape.dims[shape.rank - 1] = context.call.in[1].dims[0];
+  set_output_like(context, 0, shape.dtype, shape);
+  return {};
+}
+
+static Cost cost(const Call& call) { return {2 * double(storage_bytes(call.out[0])), 0}; }
+
+}  // namespace gather_columns
+
+const Contract& contract_gather_columns() {
+  using namespace gather_columns;
+  static const Contract contract = {"gather_columns", kInputs, 2, nullptr, 0, kOut, 1, plan, cost};
+  return contract;
+}
+
 }  // namespace lapidary

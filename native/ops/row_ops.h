@@ -11,6 +11,7 @@
 //   softcap(x)                      out = cap · tanh(x / cap)
 //   cast(x)                         out = x
 //   mean_rows(x, starts)            out[s] = mean of the rows x[starts[s]] … x[starts[s + 1] − 1], in f32
+//   gather_columns(x, order)        out[.., j] = x[.., order[j]], bit for bit
 //
 // Inputs
 //   x, gate, a, residual   f32, bf16 or f16 [.., n], rank 1 … 4; the last dimension contiguous, leading ones strided at
@@ -20,6 +21,8 @@
 //   starts                 i32 [sequences + 1], contiguous, not decreasing, from 0 to the rows of mean_rows' x, which has
 //                          two dimensions; anything else is ERR_INDEX_OUT_OF_RANGE, and the sequence's mean is zeros,
 //                          as is that of no rows
+//   order                  i32 [m], contiguous: columns of gather_columns' x, of which out has m. Outside 0 … n − 1 is
+//                          ERR_INDEX_OUT_OF_RANGE, and the column is zeros
 //   weights, bias          f32 [n], contiguous. An absent weight is not multiplied at all, weightBias included; an
 //                          absent bias is not added.
 // Attributes

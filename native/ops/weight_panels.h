@@ -14,17 +14,18 @@
 //   pair planes  6-bit codes: 4 × 4R bytes after the lines; vector v takes bits 2(v mod 4) and the next of plane v/4 as
 //                its bits 4 and 5
 //   bytes        8-bit codes: 16 × 4R bytes, code = signed value + 128
+//   table        4-bit numbers of entries of kTable4, in nibble lines: once expanded 8-bit codes, entry = value + 128
 //
 //   A block is `records_per_block` records with a head before them; some formats have sub-scales before each record:
 //
 //   scheme      formats                    head                                     sub-scales        value
-//   pair        q4_0 q5_0 q8_0,            per record: s[2] 16-bit                  –                 s·(code − zero)
+//   pair        q4_0 q5_0 q8_0 iq4_nl,     per record: s[2] 16-bit                  –                 s·(code − zero)
 //               symmetric i4/32
-//   pair_min    q4_1                       per record: s[2], m[2] f16               –                 s·code + m
+//   pair_min    q4_1 q5_1                  per record: s[2], m[2] f16               –                 s·code + m
 //   group_zero  i4 groups of 32            per record: s[2], z[2] 16-bit            –                 s·(code − z)
 //               i4 groups of 64, 128       per group: s, z 16-bit                   –                 s·(code − z)
 //   super_min   q4_k q5_k                  per 256 columns: d, dmin f16             sc[2], mn[2] u8   d·sc·code − dmin·mn
-//   super       q6_k                       per 256 columns: d f32                   sc[4] i8          d·sc·(code − 32)
+//   super       q3_k q6_k iq4_xs           per 256 columns: d f32                   sc[4] i8          d·sc·(code − zero)
 //   row         i4, i8 per channel         per panel: s, z f32                      –                 s·(code − z)
 //
 //   Order: an entry is one value for each of the R rows, entries follow each other as listed, so s[2], m[2] lies as
@@ -40,16 +41,18 @@
 //   u5        after them a word per lane: bit 4 of nibble n of word w is its bit 8·(n/2) + 2w + n mod 2
 //   u6        two words per lane, for the first and the second 32 columns: bits 4 and 5 of nibble n of row g + 8h are bits
 //             8·(n/2) + 4h + 2·(n mod 2) and the next
+//   table     as nibbles
 //   bytes     signed values, zero 0: 512 bytes for each 32 columns, of which a lane has 16: row g, then row g + 8; columns
 //             0 4 1 5 2 6 3 7
 //   entries   of heads and sub-scales: row r's entry e of E is number 2·((r mod 8)·E + e) + r/8
 //   floats    32 columns at a time. A lane's share, row g's eight and then row g + 8's in order of columns, is cut into
 //             pieces of 16 bytes; the pieces of all lanes lie together. sfp8's head is as above
 //
-//   Padding: columns past K hold the code that means zero (8, 16, 32, 128; the group's or row's z; 0 for pair_min) and,
-//   where a whole group is padding, s = m = 0 and z = 8. A z of 16, which a gptq row can have, is no code: its padding
+//   Padding: columns past K hold the code that means zero (4, 8, 16, 32, 128; the group's or row's z; 0 for pair_min;
+//   number 0 of the table, which has no zero: its columns end with a group) and, where a whole group is padding, s = m
+//   = 0 and z = 8. A z of 16, which a gptq row can have, is no code: its padding
 //   holds 15. So activations past K are zeros, whatever the weights. Rows past N hold s = m = d = 0, sub-scales 0, z
-//   the format's middle (8 or 128; in fragment order 8 or 0), codes = z.
+//   the format's middle (8 or 128; in fragment order 8 or 0), codes = z, or number 0 of the table.
 //
 //   kPanelGateUp: the matrix is still [gate; up] by its row numbers (gate is rows 0 … N/2−1); the panels of row n are
 //   number 2·(n / R) for gate and 2·((n − N/2) / R) + 1 for up.
@@ -73,13 +76,17 @@ enum PanelFlags : uint8_t {
 
 static constexpr int kRecordColumns = 64;
 
-enum class CodeWidth : uint8_t { none, u4, u5, u6, u8 };
+enum class CodeWidth : uint8_t { none, u4, u5, u6, u8, table4 };
 enum class ScaleScheme : uint8_t { none, pair, pair_min, group_zero, super_min, super, row };
+
+// What IQ4_NL's and IQ4_XS's 4-bit numbers mean, plus 128 (ggml-common.h, kvalues_iq4nl: a quantiser that is finer
+// about zero, where weights are many).
+static constexpr uint8_t kTable4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 struct PanelFormat {
   CodeWidth codes;
   ScaleScheme scheme;
-  int zero;               // pair: the constant zero point
+  int zero;               // pair, super: the constant zero point; row: the middle
   int records_per_block;  // 0: the whole panel is one block
   int head_values;        // bytes of head per row and block
   int subscale_bytes;     // bytes of sub-scales per row and record
@@ -92,10 +99,14 @@ LAPIDARY_INLINE PanelFormat panel_format(const TensorView& w) {
     case DType::q4_0: return {CodeWidth::u4, ScaleScheme::pair, 8, 1, 4, 0, 32};
     case DType::q4_1: return {CodeWidth::u4, ScaleScheme::pair_min, 0, 1, 8, 0, 32};
     case DType::q5_0: return {CodeWidth::u5, ScaleScheme::pair, 16, 1, 4, 0, 40};
+    case DType::q5_1: return {CodeWidth::u5, ScaleScheme::pair_min, 0, 1, 8, 0, 40};
     case DType::q8_0: return {CodeWidth::u8, ScaleScheme::pair, 128, 1, 4, 0, 64};
+    case DType::iq4_nl: return {CodeWidth::table4, ScaleScheme::pair, 128, 1, 4, 0, 32};
+    case DType::q3_k: return {CodeWidth::u4, ScaleScheme::super, 4, 4, 4, 4, 32};
     case DType::q4_k: return {CodeWidth::u4, ScaleScheme::super_min, 0, 4, 4, 4, 32};
     case DType::q5_k: return {CodeWidth::u5, ScaleScheme::super_min, 0, 4, 4, 4, 40};
     case DType::q6_k: return {CodeWidth::u6, ScaleScheme::super, 32, 4, 4, 4, 48};
+    case DType::iq4_xs: return {CodeWidth::table4, ScaleScheme::super, 128, 4, 4, 4, 32};
     case DType::i8: return {CodeWidth::u8, ScaleScheme::row, 128, 0, 8, 0, 64};
     case DType::i4:
       if (w.group == 0) return {CodeWidth::u4, ScaleScheme::row, 8, 0, 8, 0, 32};

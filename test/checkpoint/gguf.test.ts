@@ -95,7 +95,7 @@ describe('what a GGUF file says', () => {
       {
         name: 'blk.0.attn_output.weight',
         storedType: 'IQ4_NL',
-        dtype: undefined,
+        dtype: 'iq4_nl',
         shape: [32, 32],
         file: 'm.gguf',
         offset: dataStart + 2176,

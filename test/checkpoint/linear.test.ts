@@ -109,12 +109,12 @@ describe('a layer in every layout, from the file to its weights', () => {
     expect(linear).toMatchObject({ name: prefix, shape: [n, k], format: form.format })
     if (form.format !== 'stored') expect(linear.groupSize).toBe(form.group ?? 0)
     const { groupSize } = linear
-    const [mappedScales, mappedZeros, mappedIndex] = [map(linear.scales), map(linear.zeros), map(linear.groupIndex)]
+    expect(linear.columnOrder).toBeUndefined()
+    const [mappedScales, mappedZeros] = [map(linear.scales), map(linear.zeros)]
     using packed = packWeights(map(linear.weight)!, {
       format: linear.format,
       ...(mappedScales && { scales: mappedScales }),
       ...(mappedZeros && { zeros: mappedZeros }),
-      ...(mappedIndex && { groupIndex: mappedIndex }),
       ...(groupSize !== undefined && groupSize > 0 && { groupSize }),
     })
     using values = dequantize(packed)
@@ -228,6 +228,25 @@ describe('layers that cannot be run', () => {
       corrupt,
       /tensor "w\.g_idx": expected i32 \[32\]/,
     ],
+    ...(
+      [
+        [
+          'groups that are not there',
+          [...Array(32).fill(0), 2, ...Array(31).fill(1)],
+          'groups below 2, got 2 for column 32',
+        ],
+        ['negative groups', [-1, ...Array(31).fill(0), ...Array(32).fill(1)], 'groups below 2, got -1 for column 0'],
+        ['groups of unequal size', [...Array(33).fill(0), ...Array(31).fill(1)], '32 columns in group 0, got more'],
+      ] as const
+    ).map(
+      ([what, groups, message]): Case => [
+        `GPTQ with ${what}`,
+        { qweight: words(8, 8), scales: half(2, 8), g_idx: hostTensor('i32', [64], Float64Array.from(groups)) },
+        { quantization_config: gptq },
+        corrupt,
+        new RegExp(`tensor "w\\.g_idx": expected ${message}`),
+      ],
+    ),
     [
       'GPTQ of bytes',
       { qweight: bytes('u8', 4, 8) },

@@ -31,10 +31,14 @@ describe('packedBytes', () => {
     ['q4_0', 128],
     ['q4_1', 32],
     ['q5_0', 160],
+    ['q5_1', 96],
     ['q8_0', 96],
+    ['q3_k', 256],
     ['q4_k', 512],
     ['q5_k', 256],
     ['q6_k', 768],
+    ['iq4_nl', 160],
+    ['iq4_xs', 512],
   ])('of %s with %s columns', async (dtype, columns) => {
     using device = await Device.open()
     using weight = Tensor.zeros(device, [rows, columns], dtype)

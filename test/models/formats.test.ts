@@ -70,9 +70,70 @@ const cases: readonly Case[] = [
     products: 'int8',
   },
   {
+    // llama.cpp's Q5_K_M and IQ4_XS of models whose rows are no multiples of 256, Gemma 3 1B among them: Q5_1, Q8_0 and IQ4_NL
+    // stand in for the K-quants.
+    name: 'gemma3 in GGUF, the fallbacks of narrow models: q5_1, q8_0, iq4_nl',
+    options: {
+      family: 'gemma3',
+      kinds,
+      form: (matrix, layer) =>
+        ({ embedding: 'iq4_nl', v: layer === 1 ? 'q5_1' : 'q8_0', gate: 'iq4_nl', up: 'iq4_nl', o: 'iq4_nl' })[
+          matrix as string
+        ] ?? 'q5_1',
+    },
+    file: 'gguf',
+    products: 'int8',
+  },
+  {
+    // As Q3_K_M and IQ4_XS files.
+    name: 'gemma3 in GGUF, q3_k with q5_k, iq4_xs and q6_k',
+    options: {
+      family: 'gemma3',
+      kinds,
+      sizes: kQuantSizes,
+      form: (matrix, layer) =>
+        ({ embedding: 'q6_k', v: 'q5_k', o: 'q4_k', down: layer === 1 ? 'q3_k' : 'iq4_xs' })[matrix as string] ??
+        'q3_k',
+    },
+    file: 'gguf',
+    products: 'int8',
+  },
+  {
     name: 'gemma3, GPTQ',
     options: { family: 'gemma3', kinds, form: (matrix) => (matrix === 'embedding' ? 'f16' : 'gptq 32') },
     file: { quantization: { quant_method: 'gptq', bits: 4, group_size: 32, desc_act: false, sym: false } },
+    products: 'int8',
+  },
+  {
+    // Quantised in the order of activations; up's order is not gate's, which keeps the two apart.
+    name: 'gemma3, GPTQ with desc_act',
+    options: {
+      family: 'gemma3',
+      kinds,
+      form: (matrix) => ({ embedding: 'f16', up: 'gptq 32 otherwise' })[matrix as string] ?? 'gptq 32 ordered',
+    },
+    file: { quantization: { quant_method: 'gptq', bits: 4, group_size: 32, desc_act: true, sym: false } },
+    products: 'int8',
+  },
+  {
+    name: 'gemma2, compressed-tensors with actorder group',
+    options: {
+      family: 'gemma2',
+      kinds,
+      form: (matrix) => (matrix === 'embedding' ? 'bf16' : 'compressed 32 ordered'),
+    },
+    file: {
+      quantization: {
+        quant_method: 'compressed-tensors',
+        format: 'pack-quantized',
+        config_groups: {
+          group_0: {
+            targets: ['Linear'],
+            weights: { num_bits: 4, group_size: 32, symmetric: true, actorder: 'group' },
+          },
+        },
+      },
+    },
     products: 'int8',
   },
   {

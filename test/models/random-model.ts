@@ -6,7 +6,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { ggufArray, ggufValue, writeGguf } from '../../lib/checkpoint/gguf-writer.ts'
 import type { DType } from '../../lib/index.ts'
-import { randomWeights, type StoredWeights, type WeightForm, weightForms } from '../support/formats.ts'
+import { orderedForms, randomWeights, type StoredWeights, type WeightForm, weightForms } from '../support/formats.ts'
 import type { HostTensor } from '../support/host-tensor.ts'
 import { Random } from '../support/random.ts'
 import type { Kind, ReferenceConfig, ReferenceLayer, ReferenceWeights } from './reference.ts'
@@ -44,7 +44,7 @@ export interface RandomModelOptions {
   readonly family: Family
   /** One layer for each. */
   readonly kinds: readonly Kind[]
-  /** The stored form of a matrix, by a name of `weightForms`. Default bf16 everywhere. */
+  /** The stored form of a matrix, by a name of `weightForms` or `orderedForms`. Default bf16 everywhere. */
   readonly form?: (matrix: Matrix | 'embedding' | 'dense', layer: number) => string
   /** Sizes that differ from hidden 64, ffn 96, 3 query heads and 1 key-value head of 32, 80 pieces, window 8. */
   readonly sizes?: Partial<Pick<ReferenceConfig, 'hiddenSize' | 'ffnSize' | 'headDim' | 'queryHeads' | 'kvHeads'>>
@@ -92,7 +92,7 @@ export class RandomModel {
       embeddingScale: Math.sqrt(hiddenSize),
     }
     const draw = (name: string, rows: number, columns: number) => {
-      const found = weightForms.find((candidate) => candidate.name === name)
+      const found = [...weightForms, ...orderedForms].find((candidate) => candidate.name === name)
       if (!found) throw new Error(`no weight form ${name}`)
       return { form: found, stored: randomWeights(random, found, rows, columns, 2 / Math.sqrt(columns)) }
     }
@@ -245,14 +245,16 @@ function prefixed({ hf, gguf }: Names, layer: number): Names {
 
 /** The tensors of one matrix, under the names of its quantisation. */
 function hfTensors(prefix: string, { form, stored }: Part): [string, HostTensor][] {
-  const { weight, scales, zeros } = stored
-  const named = (names: readonly [string, string, string]): [string, HostTensor][] => [
+  const { weight, scales, zeros, groupIndex } = stored
+  const named = (names: readonly [string, string, string, string?]): [string, HostTensor][] => [
     [`${prefix}.${names[0]}`, weight],
     ...(scales ? [[`${prefix}.${names[1]}`, scales] as [string, HostTensor]] : []),
     ...(zeros ? [[`${prefix}.${names[2]}`, zeros] as [string, HostTensor]] : []),
+    ...(groupIndex ? [[`${prefix}.${names[3]}`, groupIndex] as [string, HostTensor]] : []),
   ]
-  if (form.format === 'compressed_tensors') return named(['weight_packed', 'weight_scale', 'weight_zero_point'])
-  if (form.format === 'gptq' || form.format === 'awq') return named(['qweight', 'scales', 'qzeros'])
+  if (form.format === 'compressed_tensors')
+    return named(['weight_packed', 'weight_scale', 'weight_zero_point', 'weight_g_idx'])
+  if (form.format === 'gptq' || form.format === 'awq') return named(['qweight', 'scales', 'qzeros', 'g_idx'])
   return [[`${prefix}.weight`, weight]]
 }
 

@@ -199,13 +199,15 @@ int main_test() {
   const bool trapped = !amx_report().available;
   if (trapped) amx_trap::install();
 
-  matmul_case(DType::q4_0, 0, 17, 48, 352, false);   // int8, depth 32, a tail of rows
-  matmul_case(DType::q6_k, 0, 48, 64, 512, true);    // int8, depth 16
-  matmul_case(DType::i8, 0, 9, 40, 100, false);      // int8, a scale per row
-  matmul_case(DType::q4_0, 0, 99, 80, 1120, false);  // bf16, three stretches, a short last block
-  matmul_case(DType::q4_k, 0, 70, 64, 512, true);    // bf16
-  matmul_case(DType::i4, 128, 64, 33, 384, false);   // bf16, an odd number of panels
-  matmul_case(DType::bf16, 0, 33, 32, 72, false);    // bf16, copied
+  matmul_case(DType::q4_0, 0, 17, 48, 352, false);    // int8, depth 32, a tail of rows
+  matmul_case(DType::q6_k, 0, 48, 64, 512, true);     // int8, depth 16
+  matmul_case(DType::iq4_xs, 0, 33, 48, 512, false);  // int8, depth 16, through the table
+  matmul_case(DType::i8, 0, 9, 40, 100, false);       // int8, a scale per row
+  matmul_case(DType::q4_0, 0, 99, 80, 1120, false);   // bf16, three stretches, a short last block
+  matmul_case(DType::q4_k, 0, 70, 64, 512, true);     // bf16
+  matmul_case(DType::iq4_nl, 0, 65, 48, 352, false);  // bf16, through the table
+  matmul_case(DType::i4, 128, 64, 33, 384, false);    // bf16, an odd number of panels
+  matmul_case(DType::bf16, 0, 33, 32, 72, false);     // bf16, copied
   matmul_case(DType::sfp8, 0, 50, 48, 96, false);
   attention_case(DType::bf16, 70, 150, 4, 2, 64, 0, 0.f);
   attention_case(DType::bf16, 40, 600, 2, 1, 256, 100, 30.f);

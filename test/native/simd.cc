@@ -422,9 +422,12 @@ void check_integers() {
 
 void check_bytes() {
   constexpr int kBytes = 4 * kLanes;
-  long wrong_logic = 0, wrong_bits = 0, wrong_pairs = 0, wrong_broadcast = 0, wrong_u7 = 0, wrong_u8 = 0;
+  long wrong_logic = 0, wrong_bits = 0, wrong_pairs = 0, wrong_table = 0, wrong_broadcast = 0, wrong_u7 = 0,
+       wrong_u8 = 0;
   for (int trial = 0; trial < kTrials; ++trial) {
     uint8_t a[kBytes], b[kBytes], low[kBytes], high[kBytes], either[kBytes], bits[kBytes], pairs[kBytes], four[kBytes];
+    uint8_t table[16], found[kBytes];
+    for (uint8_t& entry : table) entry = uint8_t(random_bits());
     for (int i = 0; i < kBytes; ++i) {
       a[i] = trial == 0 ? 255 : uint8_t(random_bits());  // trial 0: the extremes of the dot products
       b[i] = trial == 0 ? 128 : trial == 1 ? 127 : uint8_t(random_bits());
@@ -437,11 +440,13 @@ void check_bytes() {
     simd::store_bytes(either, simd::or_bytes(va, vb));
     simd::store_bytes(bits, simd::bits_to_bytes(a, value));
     simd::store_bytes(pairs, simd::bit_pairs_high(va, pair));
+    simd::store_bytes(found, simd::look_up(simd::low_nibbles(va), table));
     simd::store_bytes(four, simd::broadcast4(b + 1));
     for (int i = 0; i < kBytes; ++i) {
       wrong_logic += low[i] != (a[i] & 15) || high[i] != a[i] >> 4 || either[i] != (a[i] | b[i]);
       wrong_bits += bits[i] != ((a[i / 8] >> (i % 8)) & 1 ? value : 0);
       wrong_pairs += pairs[i] != ((a[i] >> (2 * pair)) & 3) << 4;
+      wrong_table += found[i] != table[a[i] & 15];
       wrong_broadcast += four[i] != b[1 + i % 4];
     }
     int32_t start[kLanes], u7[kLanes], u8[kLanes];
@@ -463,6 +468,7 @@ void check_bytes() {
   report("nibbles, or_bytes", kTrials, wrong_logic);
   report("bits_to_bytes", kTrials, wrong_bits);
   report("bit_pairs_high", kTrials, wrong_pairs);
+  report("look_up", kTrials, wrong_table);
   report("broadcast4", kTrials, wrong_broadcast);
   report("dot_u7", kTrials, wrong_u7);
   report("dot_u8", kTrials, wrong_u8);

@@ -23,7 +23,7 @@ const u = unitRoundoff('f32')
 export type Path = 'exact' | 'int8' | 'bf16' | 'mma' | 'mma_bf16'
 
 /** What has no exact form in bf16 (native/kernels/cuda/matmul/dequantize.cuh). */
-const roundedOnCuda = new Set<string>(['f16', 'q4_1', 'q4_k', 'q5_k', 'q6_k'])
+const roundedOnCuda = new Set<string>(['f16', 'q4_1', 'q5_1', 'q3_k', 'q4_k', 'q5_k', 'q6_k', 'iq4_xs'])
 
 /**
  * The path of each instruction set, as native/kernels/cpu/matmul_amx.inl.h documents it, and of GPUs, as

@@ -64,6 +64,27 @@ describe.skipIf(!family)('packWeights on CUDA', () => {
       throwsCode(load(device, other), 'ERR_LAYOUT_UNSUPPORTED', /layoutVersion: expected/)
     }))
 
+  test('q3_k and iq4_nl are packed as the wider formats that hold the same weights, and in no other form', () =>
+    onCuda(async (device) => {
+      for (const [dtype, held] of [
+        ['q3_k', 'q6_k'],
+        ['iq4_nl', 'q8_0'],
+      ] as const) {
+        const form = weightForms.find(({ name }) => name === dtype)!
+        const stored = randomWeights(Random.named(dtype), form, 16, 256)
+        const packed = packWeights(upload(device, stored.weight))
+        expect(packed.dtype).toBe(held)
+        expect(await valuesOf(dequantize(packed))).toEqual(stored.values.map(Math.fround))
+        const file = path.join(folder, `${dtype}.bin`)
+        await packed.save(file)
+        throwsCode(
+          () => Tensor.load(device, file, { shape: [16, 256], dtype, form: { ...packed.packedForm(), dtype } }),
+          'ERR_LAYOUT_UNSUPPORTED',
+          new RegExp(`form: dtype: expected ${held}`),
+        )
+      }
+    }))
+
   test('bad device data is reported with its own code', () =>
     onCuda(async (device) => {
       const group = {
@@ -74,17 +95,17 @@ describe.skipIf(!family)('packWeights on CUDA', () => {
         s: new Float64Array(32).fill(1),
       }
       const gptq = encodeGroups('gptq', group)
-      const groupIndex = upload(
+      const columnOrder = upload(
         device,
-        Random.named('index').tensor('i32', [128], (k) => k % 2),
+        Random.named('order').tensor('i32', [128], (k) => k - 1),
       )
       const permuted = packWeights(upload(device, gptq.weight), {
         format: 'gptq',
         scales: upload(device, gptq.scales!),
-        groupIndex,
+        columnOrder,
       })
-      await rejectsCode(permuted.read(), 'ERR_LAYOUT_UNSUPPORTED', /groupIndex/)
-      await rejectsCode(device.stream.synchronize(), 'ERR_LAYOUT_UNSUPPORTED')
+      await rejectsCode(permuted.read(), 'ERR_INDEX_OUT_OF_RANGE', /columnOrder/)
+      await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE')
 
       const z = new Int32Array(32).fill(8)
       z[5] = 16

@@ -5,7 +5,9 @@ import { download, forEachIsa, presentIsas, upload, valuesOf } from '../support/
 import { rejectsCode, throwsCode } from '../support/errors.ts'
 import {
   blockTensor,
+  columnOrder,
   encodeGroups,
+  orderedForms,
   packOptions,
   randomBlock,
   randomStored,
@@ -210,18 +212,35 @@ describe('packWeights: corrupt and unusual data', () => {
     s: new Float64Array(32).fill(1),
   }
 
-  test('groupIndex: the trivial one is accepted, a permuted one is reported', () =>
+  test.each(orderedForms)('columnOrder: $name', (form) =>
+    forEachIsa(async (device) => {
+      const [rows, columns] = [40, 5 * form.granule]
+      const stored = randomWeights(Random.named(form.name), form, rows, columns)
+      const { weight, scales, zeros } = uploadWeights(device, stored)
+      const order = columnOrder(form.order!, columns)
+      const packed = packWeights(weight, {
+        ...packOptions(form, { scales, zeros }),
+        columnOrder: Tensor.from(device, Int32Array.from(order)),
+      })
+      const expected = Float64Array.from(stored.values, (_, i) =>
+        Math.fround(stored.values[i - (i % columns) + order[i % columns]!]!),
+      )
+      expect(await valuesOf(dequantize(packed))).toEqual(expected)
+    }),
+  )
+
+  test('columnOrder: a column that is not there is reported', () =>
     forEachIsa(async (device) => {
       const { weight, scales } = uploadWeights(device, encodeGroups('gptq', group))
-      const packWith = (index: (k: number) => number) =>
-        packWeights(weight, {
-          format: 'gptq',
-          scales: scales!,
-          groupIndex: upload(device, Random.named('index').tensor('i32', [128], index)),
-        })
-      await packWith((k) => Math.floor(k / 64)).read()
-      await rejectsCode(packWith((k) => k % 2).read(), 'ERR_LAYOUT_UNSUPPORTED', /groupIndex/)
-      await rejectsCode(device.stream.synchronize(), 'ERR_LAYOUT_UNSUPPORTED')
+      for (const bad of [-1, 128]) {
+        const columnOrder = upload(
+          device,
+          Random.named('order').tensor('i32', [128], (k) => (k === 77 ? bad : k)),
+        )
+        const packed = packWeights(weight, { format: 'gptq', scales: scales!, columnOrder })
+        await rejectsCode(packed.read(), 'ERR_INDEX_OUT_OF_RANGE', /columnOrder/)
+        await rejectsCode(device.stream.synchronize(), 'ERR_INDEX_OUT_OF_RANGE')
+      }
     }))
 
   test('i8 zeros outside −8 … 7 are reported', () =>

@@ -165,10 +165,14 @@ const storedDtypes: readonly StoredDType[] = [
   'q4_0',
   'q4_1',
   'q5_0',
+  'q5_1',
   'q8_0',
+  'q3_k',
   'q4_k',
   'q5_k',
   'q6_k',
+  'iq4_nl',
+  'iq4_xs',
 ]
 const shapes = [
   [1, 1],

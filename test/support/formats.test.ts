@@ -1,5 +1,6 @@
 /** The tests' own encoders and decoders, checked against each other and against bytes written by hand. */
 
+import { readFileSync } from 'node:fs'
 import { describe, expect, test } from 'vitest'
 import {
   type BlockDType,
@@ -17,6 +18,11 @@ import { Random } from './random.ts'
 
 const zeros = (count: number) => new Array<number>(count).fill(0)
 
+/** What ggml itself makes of blocks: the file says how it was made. */
+const ggmlBlocks = JSON.parse(readFileSync(new URL('../fixtures/ggml-blocks.json', import.meta.url), 'utf8')) as {
+  readonly formats: Readonly<Record<BlockDType, { readonly blocks: string; readonly values: string }>>
+}
+
 describe('block formats', () => {
   for (const dtype of Object.keys(blockFormats) as BlockDType[]) {
     test(`${dtype}: decode(encode(fields)) gives the fields back`, () => {
@@ -27,6 +33,14 @@ describe('block formats', () => {
       }
     })
   }
+
+  test.each(Object.keys(blockFormats) as BlockDType[])('%s: ggml decodes the same weights', (dtype) => {
+    const { blocks, values } = ggmlBlocks.formats[dtype]
+    const bytes = Uint8Array.from(Buffer.from(values, 'base64'))
+    const expected = new Float32Array(bytes.buffer)
+    expect(expected.length).toBe(512)
+    expect(Float32Array.from(decodeBlocks(dtype, Buffer.from(blocks, 'base64')))).toEqual(expected)
+  })
 
   test('q4_0 by hand: d = 0.5, byte j holds weights j (low) and j + 16 (high)', () => {
     const bytes = Uint8Array.from([0x00, 0x38, 0x1f, ...new Array(15).fill(0x88)])
@@ -57,6 +71,27 @@ describe('block formats', () => {
     bytes[192 + 8 + 6] = 0xfe // −2
     bytes[209] = 0x3c
     expect(decodeBlocks('q6_k', bytes)[225]).toBe(-2 * (5 + 48 - 32))
+  })
+
+  test('q3_k by hand: weight 128 + 97 has bit 2 in bit 7 of hmask[1]', () => {
+    const bytes = new Uint8Array(110)
+    bytes[32 + 32 + 1] = 0b10 << 6 // qs[33], the fourth run of the second half
+    bytes[1] = 1 << 7
+    bytes[96 + 6] = 0x50 // scale 14: its lower four bits, and 0b01 above them
+    bytes[104 + 2] = 0b01 << 6
+    bytes[109] = 0x3c
+    expect(decodeBlocks('q3_k', bytes)[225]).toBe((5 + 16 - 32) * (2 + 4 - 4))
+    expect(decodeBlocks('q3_k', bytes)[224]).toBe((5 + 16 - 32) * (0 - 4))
+  })
+
+  test('iq4_xs by hand: sub-block 5 takes its upper scale bits from byte 3', () => {
+    const bytes = new Uint8Array(136)
+    bytes[1] = 0x3c
+    bytes[3] = 0b10 << 2 // scales_h, bits 10 and 11
+    bytes[4 + 2] = 0x90
+    bytes[8 + 16 * 5 + 3] = 0xf0 // high nibble: weight 160 + 16 + 3
+    expect(decodeBlocks('iq4_xs', bytes)[179]).toBe((9 + 32 - 32) * 113)
+    expect(decodeBlocks('iq4_xs', bytes)[163]).toBe((9 + 32 - 32) * -127)
   })
 })
 

@@ -6,17 +6,17 @@
  * the formula turns fields into weights. Weights are exact in double precision; f32 results are compared with Math.fround of them.
  */
 
-import { type HostDType, type HostTensor, hostTensor, rawTensor } from './host-tensor.ts'
+import { type BlockDType, type HostDType, type HostTensor, hostTensor, rawTensor } from './host-tensor.ts'
 import { fromBits, isPlain, round, toBits } from './numbers.ts'
-import type { Random } from './random.ts'
+import { Random } from './random.ts'
 
-export type BlockDType = 'q4_0' | 'q4_1' | 'q5_0' | 'q8_0' | 'q4_k' | 'q5_k' | 'q6_k'
+export type { BlockDType }
 export type StoredDType = 'f32' | 'f16' | 'bf16' | 'sfp8' | BlockDType
 
 /** The numbers of one block. Which ones a format has, and their ranges, is in `blockFormats`. */
 export interface BlockFields {
   readonly d: number
-  /** q4_1: the minimum m. K-quants: dmin. */
+  /** q4_1, q5_1: the minimum m. K-quants: dmin. */
   readonly m?: number
   /** K-quants: scales and minimums of the sub-blocks. */
   readonly sc?: readonly number[]
@@ -31,6 +31,8 @@ interface BlockFormat {
   readonly q: readonly [number, number]
   readonly sc?: readonly [number, number]
   readonly subBlocks?: number
+  /** The largest |number| that a code stands for, where that is not a code's own size. */
+  readonly largest?: number
   readonly hasMinimum?: boolean
   encode(fields: BlockFields, out: Uint8Array): void
   decode(bytes: Uint8Array): BlockFields
@@ -84,6 +86,27 @@ function q6Position(j: number): { low: number; lowShift: number; high: number; h
   }
 }
 
+/** Bit j of four bytes is bit 4 of code j. */
+function putFifthBits(out: Uint8Array, at: number, q: readonly number[]): void {
+  for (let i = 0; i < 4; i++) out[at + i] = indices(8).reduce((byte, j) => byte | ((q[8 * i + j]! >> 4) << j), 0)
+}
+const getFifthBit = (b: Uint8Array, at: number, j: number) => ((b[at + (j >> 3)]! >> (j & 7)) & 1) << 4
+
+/** What the 4-bit numbers of IQ4_NL and IQ4_XS stand for (ggml-common.h, kvalues_iq4nl). */
+const iq4Values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+
+/** Q3_K: bits 0 and 1 of weight j in a byte of qs, bit 2 in one of hmask; scales of six bits, plus 32. */
+function q3Position(j: number): { low: number; lowShift: number; high: number; highShift: number } {
+  const run = Math.floor(j / 32)
+  return { low: 32 + 32 * (run >> 2) + (j % 32), lowShift: 2 * (run % 4), high: j % 32, highShift: run }
+}
+const q3Scale = (i: number) => ({
+  low: 96 + (i % 8),
+  lowShift: i < 8 ? 0 : 4,
+  high: 104 + (i % 4),
+  highShift: 2 * (i >> 2),
+})
+
 const minimumOfSub = (f: BlockFields, j: number) => f.d * f.sc![j >> 5]! * f.q[j]! - f.m! * f.mn![j >> 5]!
 
 export const blockFormats: Record<BlockDType, BlockFormat> = {
@@ -117,14 +140,32 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     q: [0, 31],
     encode(f, out) {
       putF16(out, 0, f.d)
-      for (let i = 0; i < 4; i++) out[2 + i] = indices(8).reduce((byte, j) => byte | ((f.q[8 * i + j]! >> 4) << j), 0)
+      putFifthBits(out, 2, f.q)
       putNibbles32(out, 6, f.q)
     },
     decode: (b) => ({
       d: getF16(b, 0),
-      q: indices(32).map((j) => getNibble32(b, 6, j) | (((b[2 + (j >> 3)]! >> (j & 7)) & 1) << 4)),
+      q: indices(32).map((j) => getNibble32(b, 6, j) | getFifthBit(b, 2, j)),
     }),
     weight: (f, j) => f.d * (f.q[j]! - 16),
+  },
+  q5_1: {
+    weights: 32,
+    bytes: 24,
+    q: [0, 31],
+    hasMinimum: true,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      putF16(out, 2, f.m!)
+      putFifthBits(out, 4, f.q)
+      putNibbles32(out, 8, f.q)
+    },
+    decode: (b) => ({
+      d: getF16(b, 0),
+      m: getF16(b, 2),
+      q: indices(32).map((j) => getNibble32(b, 8, j) | getFifthBit(b, 4, j)),
+    }),
+    weight: (f, j) => f.d * f.q[j]! + f.m!,
   },
   q8_0: {
     weights: 32,
@@ -136,6 +177,38 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     },
     decode: (b) => ({ d: getF16(b, 0), q: indices(32).map((j) => signed(b[2 + j]!)) }),
     weight: (f, j) => f.d * f.q[j]!,
+  },
+  q3_k: {
+    weights: 256,
+    bytes: 110,
+    q: [0, 7],
+    sc: [-32, 31],
+    subBlocks: 16,
+    encode(f, out) {
+      for (let j = 0; j < 256; j++) {
+        const at = q3Position(j)
+        out[at.low]! |= (f.q[j]! & 3) << at.lowShift
+        out[at.high]! |= (f.q[j]! >> 2) << at.highShift
+      }
+      for (let s = 0; s < 16; s++) {
+        const at = q3Scale(s)
+        out[at.low]! |= ((f.sc![s]! + 32) & 15) << at.lowShift
+        out[at.high]! |= ((f.sc![s]! + 32) >> 4) << at.highShift
+      }
+      putF16(out, 108, f.d)
+    },
+    decode: (b) => ({
+      d: getF16(b, 108),
+      sc: indices(16).map((s) => {
+        const at = q3Scale(s)
+        return (((b[at.low]! >> at.lowShift) & 15) | (((b[at.high]! >> at.highShift) & 3) << 4)) - 32
+      }),
+      q: indices(256).map((j) => {
+        const at = q3Position(j)
+        return ((b[at.low]! >> at.lowShift) & 3) | (((b[at.high]! >> at.highShift) & 1) << 2)
+      }),
+    }),
+    weight: (f, j) => f.d * f.sc![j >> 4]! * (f.q[j]! - 4),
   },
   q4_k: {
     weights: 256,
@@ -214,6 +287,43 @@ export const blockFormats: Record<BlockDType, BlockFormat> = {
     }),
     weight: (f, j) => f.d * f.sc![q6Position(j).scale]! * (f.q[j]! - 32),
   },
+  iq4_nl: {
+    weights: 32,
+    bytes: 18,
+    q: [0, 15],
+    largest: 127,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      putNibbles32(out, 2, f.q)
+    },
+    decode: (b) => ({ d: getF16(b, 0), q: indices(32).map((j) => getNibble32(b, 2, j)) }),
+    weight: (f, j) => f.d * iq4Values[f.q[j]!]!,
+  },
+  iq4_xs: {
+    weights: 256,
+    bytes: 136,
+    q: [0, 15],
+    sc: [-32, 31],
+    subBlocks: 8,
+    largest: 127,
+    encode(f, out) {
+      putF16(out, 0, f.d)
+      for (let s = 0; s < 8; s++) {
+        const scale = f.sc![s]! + 32
+        out[2 + (s >> 2)]! |= (scale >> 4) << (2 * (s % 4))
+        out[4 + (s >> 1)]! |= (scale & 15) << (4 * (s % 2))
+        putNibbles32(out, 8 + 16 * s, f.q.slice(32 * s, 32 * s + 32))
+      }
+    },
+    decode: (b) => ({
+      d: getF16(b, 0),
+      sc: indices(8).map(
+        (s) => (((b[4 + (s >> 1)]! >> (4 * (s % 2))) & 15) | (((b[2 + (s >> 2)]! >> (2 * (s % 4))) & 3) << 4)) - 32,
+      ),
+      q: indices(256).map((j) => getNibble32(b, 8 + 16 * (j >> 5), j % 32)),
+    }),
+    weight: (f, j) => f.d * f.sc![j >> 5]! * iq4Values[f.q[j]!]!,
+  },
 }
 
 export const isBlockDType = (dtype: string): dtype is BlockDType => dtype in blockFormats
@@ -249,7 +359,7 @@ export function blockTensor(dtype: BlockDType, shape: readonly number[], blocks:
 export function randomBlock(dtype: BlockDType, random: Random, scale = 1): BlockFields {
   const format = blockFormats[dtype]
   const [low, high] = format.q
-  const span = Math.max(Math.abs(low), high) * (format.sc ? format.sc[1] : 1)
+  const span = (format.largest ?? Math.max(Math.abs(low), high)) * (format.sc ? format.sc[1] : 1)
   const f16 = (value: number) => round('f16', value)
   const draw = ([from, to]: readonly [number, number]) =>
     random.integer(0, 8) === 0 ? random.pick([from, to]) : random.integer(from, to + 1)
@@ -315,6 +425,8 @@ export interface GroupFields {
   /** 0 … 15 (gptq: 1 … 16); absent: 8. */
   readonly z?: ArrayLike<number>
   readonly s: ArrayLike<number>
+  /** Where a file keeps the columns: column j of q is its column order[j]. Default: in order. */
+  readonly order?: readonly number[]
 }
 
 /** The tensors of one weight matrix as a checkpoint holds them, and the exact weights [rows, columns]. */
@@ -322,6 +434,8 @@ export interface StoredWeights {
   readonly weight: HostTensor
   readonly scales?: HostTensor
   readonly zeros?: HostTensor
+  /** GPTQ's g_idx, of columns that are not in order. */
+  readonly groupIndex?: HostTensor
   readonly values: Float64Array
 }
 
@@ -363,9 +477,11 @@ export function encodeGroups(
   fields: GroupFields,
   scaleDtype: 'f16' | 'bf16' = 'f16',
 ): StoredWeights {
-  const { rows, columns, group, q, z, s } = fields
+  const { rows, columns, group, q, z, s, order } = fields
   const groups = columns / group
-  const code = (n: number, k: number) => q[n * columns + k]!
+  const places = order && Int32Array.from(order, (_, k) => order.indexOf(k))
+  const place = (k: number) => places?.[k] ?? k
+  const code = (n: number, k: number) => q[n * columns + place(k)]!
   const zero = (n: number, g: number) => (n < rows ? z![n * groups + g]! : 0)
   const groupsFirst = hostTensor(
     scaleDtype,
@@ -375,11 +491,18 @@ export function encodeGroups(
   const values = new Float64Array(rows * columns)
   for (let n = 0; n < rows; n++) {
     for (let k = 0; k < columns; k++) {
-      const g = Math.floor(k / group)
+      const g = Math.floor(place(k) / group)
       values[n * columns + k] = round(scaleDtype, s[n * groups + g]!) * (code(n, k) - (z ? zero(n, g) : 8))
     }
   }
   const rowWords = Math.ceil(rows / 8)
+  const index = places && {
+    groupIndex: hostTensor(
+      'i32',
+      [columns],
+      Float64Array.from(places, (j) => Math.floor(j / group)),
+    ),
+  }
   switch (format) {
     case 'gptq':
     case 'gptq_v2': {
@@ -388,6 +511,7 @@ export function encodeGroups(
         weight: transposed(nibbleWords(rows, columns / 8, plainOrder, code)),
         scales: groupsFirst,
         ...(z && { zeros: nibbleWords(groups, rowWords, plainOrder, (g, n) => zero(n, g) - offset) }),
+        ...index,
         values,
       }
     }
@@ -396,6 +520,7 @@ export function encodeGroups(
         weight: nibbleWords(columns, rowWords, awqOrder, (k, n) => code(n, k)),
         scales: groupsFirst,
         ...(z && { zeros: nibbleWords(groups, rowWords, awqOrder, (g, n) => zero(n, g)) }),
+        ...index,
         values,
       }
     case 'compressed_tensors':
@@ -403,6 +528,7 @@ export function encodeGroups(
         weight: nibbleWords(rows, columns / 8, plainOrder, code),
         scales: hostTensor(scaleDtype, [rows, groups], s),
         ...(z && { zeros: transposed(nibbleWords(groups, rowWords, plainOrder, (g, n) => zero(n, g))) }),
+        ...index,
         values,
       }
   }
@@ -455,6 +581,8 @@ export interface WeightForm {
   /** Integer groups: columns per scale; 0: one per row. */
   readonly group?: number
   readonly zeros?: 'packed' | 'i8'
+  /** Integer groups: columns scattered over the groups, alike for matrices of as many columns and the same name here. */
+  readonly order?: string
   /** sfp8: the tensor scale. */
   readonly scale?: number
   /** columns is a multiple of this. */
@@ -492,6 +620,15 @@ export const weightForms: readonly WeightForm[] = [
   { name: 'compressed row', format: 'compressed_tensors', dtype: 'bf16', group: 0, granule: 8 },
 ]
 
+/** Matrices quantised in the order of activations, which packWeights() takes with `columnOrder`. */
+export const orderedForms: readonly WeightForm[] = [
+  { name: 'gptq 32 ordered', format: 'gptq', dtype: 'f16', group: 32, zeros: 'packed', order: 'a', granule: 32 },
+  { name: 'gptq 32 otherwise', format: 'gptq', dtype: 'f16', group: 32, zeros: 'packed', order: 'b', granule: 32 },
+  { name: 'gptq_v2 64 ordered', format: 'gptq_v2', dtype: 'f16', group: 64, zeros: 'packed', order: 'a', granule: 64 },
+  { name: 'awq 128 ordered', format: 'awq', dtype: 'bf16', group: 128, zeros: 'packed', order: 'a', granule: 128 },
+  { name: 'compressed 32 ordered', format: 'compressed_tensors', dtype: 'bf16', group: 32, order: 'a', granule: 32 },
+]
+
 /** Random weights in a stored form, of magnitude about `scale`. awq needs rows of a multiple of 8. */
 export function randomWeights(
   random: Random,
@@ -522,9 +659,22 @@ export function randomWeights(
   const count = rows * (columns / group)
   const offset = format === 'gptq' ? 1 : 0
   const z = form.zeros && Int32Array.from({ length: count }, () => random.integer(0, 16) + offset)
-  const fields: GroupFields = { rows, columns, group, q: codes(0, 15), s: scales(count, 8), ...(z && { z }) }
+  const fields: GroupFields = {
+    rows,
+    columns,
+    group,
+    q: codes(0, 15),
+    s: scales(count, 8),
+    ...(z && { z }),
+    ...(form.order && { order: columnOrder(form.order, columns) }),
+  }
   const encoded = encodeGroups(format, fields, dtype as 'f16' | 'bf16')
   return form.zeros === 'i8' ? { ...encoded, zeros: signedZeros(fields) } : encoded
+}
+
+/** An order of columns that the name gives. */
+export function columnOrder(name: string, columns: number): number[] {
+  return Random.named(`${name} ${columns}`).permutation(columns)
 }
 
 /** The exact weights that the tensors of a form mean: the inverse of randomWeights. */

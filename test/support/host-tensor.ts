@@ -4,8 +4,22 @@ import { fromBits, isFloat, isPlain, type PlainDType, represent, round, toBits }
 
 export type HostData = Float32Array | Int32Array | Int8Array | Uint8Array | Uint16Array
 
+/** GGUF's block formats: a run of elements shares its scales. */
+export type BlockDType =
+  | 'q4_0'
+  | 'q4_1'
+  | 'q5_0'
+  | 'q5_1'
+  | 'q8_0'
+  | 'q3_k'
+  | 'q4_k'
+  | 'q5_k'
+  | 'q6_k'
+  | 'iq4_nl'
+  | 'iq4_xs'
+
 /** Every dtype that a test can upload: plain ones, and block formats as raw bytes. */
-export type HostDType = PlainDType | 'q4_0' | 'q4_1' | 'q5_0' | 'q8_0' | 'q4_k' | 'q5_k' | 'q6_k' | 'sfp8'
+export type HostDType = PlainDType | BlockDType | 'sfp8'
 
 export interface HostTensor {
   readonly dtype: HostDType

@@ -28,9 +28,14 @@ export interface PackedForm {
   readonly scaleDtype?: 'f16' | 'bf16'
 }
 
+/** kTable4 of weight_panels.h: what IQ4's numbers mean, plus 128. */
+const table4 = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113].map((value) => value + 128)
+
 type Scheme = 'pair' | 'pairMin' | 'groupZero' | 'superMin' | 'super' | 'row'
 interface Layout {
   readonly bits: 4 | 5 | 6 | 8
+  /** Codes are numbers of entries of `table4`. */
+  readonly table?: true
   readonly scheme: Scheme
   readonly zero: number
   /** Records of 64 columns that share a head; 0: all. */
@@ -49,6 +54,14 @@ function layoutOf({ dtype, group = 0, symmetric = false }: PackedForm): Layout {
       return pair(5, 16)
     case 'q8_0':
       return pair(8, 128)
+    case 'iq4_nl':
+      return { ...pair(4, 128), table: true }
+    case 'q5_1':
+      return { bits: 5, scheme: 'pairMin', zero: 0, records: 1, head: 8, sub: 0 }
+    case 'q3_k':
+      return { bits: 4, scheme: 'super', zero: 4, records: 4, head: 4, sub: 4 }
+    case 'iq4_xs':
+      return { bits: 4, table: true, scheme: 'super', zero: 128, records: 4, head: 4, sub: 4 }
     case 'q4_1':
       return { bits: 4, scheme: 'pairMin', zero: 0, records: 1, head: 8, sub: 0 }
     case 'q4_k':
@@ -147,7 +160,8 @@ function unpackIntegers(bytes: Uint8Array, form: PackedForm): Unpacked {
       const c = k % 64
       const head = panel + Math.floor(record / perBlock) * blockBytes
       const sub = head + R * layout.head + (record % perBlock) * recordBytes
-      const code = codeAt(bytes, sub + R * layout.sub, layout.bits, R, r, c)
+      const bits = codeAt(bytes, sub + R * layout.sub, layout.bits, R, r, c)
+      const code = layout.table ? table4[bits]! : bits
       const half = (entry: number) => fromBits(scaleDtype, view.getUint16(head + 2 * (entry * R + r), true))
       const single = (entry: number) => view.getFloat32(head + 4 * (entry * R + r), true)
       const subscale = (entry: number) => bytes[sub + entry * R + r]!
@@ -167,7 +181,7 @@ function unpackIntegers(bytes: Uint8Array, form: PackedForm): Unpacked {
           value = half(0) * subscale(i) * code - half(1) * subscale(2 + i)
           break
         case 'super':
-          value = single(0) * ((subscale(c >> 4) << 24) >> 24) * (code - 32)
+          value = single(0) * ((subscale(c >> 4) << 24) >> 24) * (code - layout.zero)
           break
         case 'row':
           value = single(0) * (code - single(1))
@@ -234,7 +248,7 @@ export function unpackFragments(bytes: Uint8Array, form: PackedForm): Unpacked {
               : fromBits(dtype as 'f16', view.getUint16(place, true))
         continue
       }
-      const { bits, scheme, sub, zero } = layout!
+      const { bits, scheme, sub, zero, table } = layout!
       const record = Math.floor(k / 64)
       const half = Math.floor((k % 64) / 32)
       const head = panel + Math.floor(record / perBlock) * blockBytes
@@ -256,6 +270,7 @@ export function unpackFragments(bytes: Uint8Array, form: PackedForm): Unpacked {
           code |= ((view.getUint32(plane + 8 * lane + 4 * half, true) >>> shift) & 3) << 4
         }
       }
+      if (table) code = table4[code]!
       const half16 = (index: number, entries: number) =>
         fromBits(scaleDtype, view.getUint16(head + 2 * entry(index, entries), true))
       const single = (index: number, entries: number) => view.getFloat32(head + 4 * entry(index, entries), true)
@@ -271,7 +286,7 @@ export function unpackFragments(bytes: Uint8Array, form: PackedForm): Unpacked {
           case 'superMin':
             return half16(0, 2) * subscale(half) * code - half16(1, 2) * subscale(2 + half)
           case 'super':
-            return single(0, 1) * ((subscale((k % 64) >> 4) << 24) >> 24) * (code - 32)
+            return single(0, 1) * ((subscale((k % 64) >> 4) << 24) >> 24) * (code - zero)
           case 'row':
             return single(0, 2) * (code - single(1, 2))
         }

@@ -8,13 +8,13 @@
 import { LapidaryError } from '../../errors.ts'
 import { embedding } from '../../ops/embedding.ts'
 import { flashAttention } from '../../ops/flash-attention.ts'
-import { matmul } from '../../ops/matmul.ts'
+import { type MatmulOptions, matmul } from '../../ops/matmul.ts'
 import { qkNormRope } from '../../ops/qk-norm-rope.ts'
 import { refineLogits } from '../../ops/refine-logits.ts'
-import { add, addRmsNorm, geglu, rmsNorm, softcap } from '../../ops/row-ops.ts'
+import { add, addRmsNorm, gatherColumns, geglu, rmsNorm, softcap } from '../../ops/row-ops.ts'
 import { scope } from '../../scope.ts'
 import type { Tensor } from '../../tensor.ts'
-import type { HeadProjection, LayerTensors, ModelTensors } from './model.ts'
+import type { HeadProjection, LayerTensors, ModelTensors, Projection } from './model.ts'
 
 /** Where the keys and values of a step's tokens go, and where those of its sequences lie, for layers of one type. */
 export interface PagedStep {
@@ -172,7 +172,7 @@ export function runLayer(
     const context = attend(projectHeads(model, normed, weights.qkv))
     const flat = context.reshape([normed.shape[0] as number, config.queryHeads * config.headDim])
     const attended = addRmsNorm(
-      matmul(pick(flat, rows), weights.output, { outputDtype: activations }),
+      project(pick(flat, rows), weights.output, { outputDtype: activations }),
       pick(residual, rows),
       {
         ...norm(model),
@@ -183,7 +183,7 @@ export function runLayer(
       },
     )
     const activated = gatedUnits(model, attended.normed, weights.gateUp)
-    return addRmsNorm(matmul(activated, weights.down, { outputDtype: activations }), attended.residual, {
+    return addRmsNorm(project(activated, weights.down, { outputDtype: activations }), attended.residual, {
       ...norm(model),
       postNorm: config.postNorms,
       postWeight: weights.ffnPostNorm,
@@ -222,9 +222,10 @@ function norm({ config }: ModelTensors): { eps: number; weightBias: number } {
 }
 
 function projectHeads(model: ModelTensors, normed: Tensor, projections: readonly HeadProjection[]): Heads {
-  const parts = projections.flatMap(({ weight, heads }) => {
+  const parts = projections.flatMap((projection) => {
+    const { heads } = projection
     const count = heads.reduce((sum, part) => sum + part, 0)
-    const all = matmul(normed, weight, { outputDtype: model.activations }).reshape([
+    const all = project(normed, projection, { outputDtype: model.activations }).reshape([
       normed.shape[0] as number,
       count,
       model.config.headDim,
@@ -239,11 +240,16 @@ function projectHeads(model: ModelTensors, normed: Tensor, projections: readonly
   return { q, k, v }
 }
 
+/** x · Wᵀ, x in the order of W's columns. */
+function project(x: Tensor, { weight, columnOrder }: Projection, options?: MatmulOptions): Tensor {
+  return matmul(columnOrder ? gatherColumns(x, columnOrder) : x, weight, options)
+}
+
 /** gelu(x · gateᵀ) · (x · upᵀ) */
 function gatedUnits({ activations }: ModelTensors, x: Tensor, weights: LayerTensors['gateUp']): Tensor {
   const [gate, up] = weights
-  if (up === undefined) return matmul(x, gate, { epilogue: 'geglu', outputDtype: activations })
-  return geglu(matmul(x, gate), matmul(x, up), { outputDtype: activations })
+  if (up === undefined) return project(x, gate, { epilogue: 'geglu', outputDtype: activations })
+  return geglu(project(x, gate), project(x, up), { outputDtype: activations })
 }
 
 /** Some rows of a matrix: the table look-up of embedding, without a factor. */

@@ -8,11 +8,11 @@ import type { LinearWeight } from '../../checkpoint/linear.ts'
 import type { Device } from '../../device.ts'
 import { LapidaryError } from '../../errors.ts'
 import { cast } from '../../ops/row-ops.ts'
-import type { Tensor } from '../../tensor.ts'
+import { Tensor } from '../../tensor.ts'
 import type { GemmaConfig } from './config.ts'
 import type { GemmaLoadOptions, HeadFormat } from './load-options.ts'
 import { defaultRefine } from './load-options.ts'
-import type { HeadProjection, LayerTensors, ModelTensors } from './model.ts'
+import type { HeadProjection, LayerTensors, ModelTensors, Projection } from './model.ts'
 import {
   type CacheIdentity,
   cacheIdentity,
@@ -106,21 +106,28 @@ export class Loader {
 
   #layer(stored: LayerWeights, plan: LayerPlan, matrix: (plan: MatrixPlan) => Tensor): LayerTensors {
     const norm = (tensor: StoredTensor | undefined) => tensor && this.#norm(tensor)
+    const project = (run: MatrixPlan): Projection => ({ weight: matrix(run), columnOrder: this.#columnOrder(run) })
     const qkv = plan.qkv.map((run): HeadProjection => {
-      return { weight: matrix(run), heads: run.parts.map((part) => part.shape[0] / this.#config.headDim) }
+      return { ...project(run), heads: run.parts.map((part) => part.shape[0] / this.#config.headDim) }
     })
     return {
       attentionNorm: this.#norm(stored.attentionNorm),
       qkv,
       qNorm: norm(stored.qNorm),
       kNorm: norm(stored.kNorm),
-      output: matrix(plan.output),
+      output: project(plan.output),
       attentionPostNorm: norm(stored.attentionPostNorm),
       ffnNorm: this.#norm(stored.ffnNorm),
-      gateUp: plan.gateUp.map(matrix) as [Tensor] | [Tensor, Tensor],
-      down: matrix(plan.down),
+      gateUp: plan.gateUp.map(project) as [Projection] | [Projection, Projection],
+      down: project(plan.down),
       ffnPostNorm: norm(stored.ffnPostNorm),
     }
+  }
+
+  /** What x is to be put in; the parts of a plan have one order. */
+  #columnOrder({ parts }: MatrixPlan): Tensor | undefined {
+    const order = parts[0]?.columnOrder
+    return order && this.#keep(Tensor.from(this.#device, order))
   }
 
   /** A vector as f32 in memory of its own. */

@@ -5,9 +5,16 @@
 import type { Tensor } from '../../tensor.ts'
 import type { GemmaConfig } from './config.ts'
 
-/** A packed matrix that computes one or more of q, k and v: its rows are the heads of each, in that order. */
-export interface HeadProjection {
+/** A matrix that a layer multiplies by. */
+export interface Projection {
+  /** Packed. */
   readonly weight: Tensor
+  /** i32: where GPTQ quantised columns in the order of their activations, that order. */
+  readonly columnOrder: Tensor | undefined
+}
+
+/** What computes one or more of q, k and v: its rows are the heads of each, in that order. */
+export interface HeadProjection extends Projection {
   /** Heads of each part. */
   readonly heads: readonly number[]
 }
@@ -19,12 +26,12 @@ export interface LayerTensors {
   readonly qkv: readonly HeadProjection[]
   readonly qNorm: Tensor | undefined
   readonly kNorm: Tensor | undefined
-  readonly output: Tensor
+  readonly output: Projection
   readonly attentionPostNorm: Tensor | undefined
   readonly ffnNorm: Tensor
   /** gate and up interleaved for matmul's `geglu` epilogue; or two matrices where their formats differ. */
-  readonly gateUp: readonly [gateUp: Tensor] | readonly [gate: Tensor, up: Tensor]
-  readonly down: Tensor
+  readonly gateUp: readonly [gateUp: Projection] | readonly [gate: Projection, up: Projection]
+  readonly down: Projection
   readonly ffnPostNorm: Tensor | undefined
 }
 

@@ -38,16 +38,21 @@ export function storedBytes(plan: MatrixPlan): number {
     .reduce((sum, stored) => sum + (stored?.bytes ?? 0), 0)
 }
 
-/** Cuts neighbours into runs that `stackWeights` can join: one format, and whole panels but for the last. */
+/** Cuts neighbours into runs that `stackWeights` can join: one format and order of columns, and whole panels but for the last. */
 export function stackable(parts: readonly LinearWeight[], widen: boolean): LinearWeight[][] {
   const runs: LinearWeight[][] = []
   for (const part of parts) {
     const last = runs.at(-1)?.at(-1)
-    const joins = last && last.shape[0] % panelGranule === 0 && (widen || sameFormat(last, part))
+    const joins =
+      last && last.shape[0] % panelGranule === 0 && sameOrder(last, part) && (widen || sameFormat(last, part))
     if (joins) runs.at(-1)?.push(part)
     else runs.push([part])
   }
   return runs
+}
+
+function sameOrder({ columnOrder: a }: LinearWeight, { columnOrder: b }: LinearWeight): boolean {
+  return a === undefined || b === undefined ? a === b : a.every((column, place) => column === b[place])
 }
 
 function sameFormat(a: LinearWeight, b: LinearWeight): boolean {
@@ -72,13 +77,13 @@ function packLinear(device: Device, linear: LinearWeight, widen: boolean): Tenso
   if (linear.format === 'stored') {
     return packWeights(widen && weight.dtype !== 'f32' ? dequantize(weight) : weight)
   }
-  const options = { scales: map(linear.scales), zeros: map(linear.zeros), groupIndex: map(linear.groupIndex) }
+  const options = { scales: map(linear.scales), zeros: map(linear.zeros) }
   const packed = packWeights(weight, {
     format: linear.format,
     ...(linear.groupSize !== undefined && { groupSize: linear.groupSize }),
     ...(options.scales && { scales: options.scales }),
     ...(options.zeros && { zeros: options.zeros }),
-    ...(options.groupIndex && { groupIndex: options.groupIndex }),
+    ...(linear.columnOrder && { columnOrder: Tensor.from(device, linear.columnOrder) }),
   })
   return widen ? packWeights(dequantize(packed)) : packed
 }

@@ -56,6 +56,7 @@ static void pack_blocks32(const Call& call, int64_t panel, unsigned char* out) {
   const int64_t stride = row_bytes(weight);
   const unsigned char* rows = weight.data + panel * R * stride;
   const int64_t blocks = weight.dims[1] / 32;
+  constexpr int kPadding = Block::kTable ? 0 : Block::kZero;
   for (int64_t block = 0; block < blocks; block += 2, rows += 2 * Block::kBytes) {
     const int halves = blocks - block < 2 ? 1 : 2;
     alignas(64) uint8_t codes[R][64];
@@ -67,10 +68,10 @@ static void pack_blocks32(const Call& call, int64_t panel, unsigned char* out) {
         if constexpr (Block::kMin) head[2 + h][r] = stored::load_u16(from + 2);
         Block::codes(from, codes[r] + 32 * h);
       }
-      if (halves == 1) memset(codes[r] + 32, Block::kZero, 32);
+      if (halves == 1) memset(codes[r] + 32, kPadding, 32);
     }
     memcpy(out, head, sizeof head);
-    out = store_record<kWidth>(out + sizeof head, codes, present, Block::kZero);
+    out = store_record<kWidth>(out + sizeof head, codes, present, kPadding);
   }
 }
 
@@ -79,7 +80,6 @@ static void pack_blocks32(const Call& call, int64_t panel, unsigned char* out) {
 template <DType kFormat, CodeWidth kWidth>
 static void pack_blocks256(const Call& call, int64_t panel, unsigned char* out) {
   using Block = stored::Block256<kFormat>;
-  constexpr bool kSigned = kFormat == DType::q6_k;
   const TensorView& weight = call.in[0];
   const int present = present_rows(call.out[0], panel);
   const int64_t stride = row_bytes(weight);
@@ -87,12 +87,14 @@ static void pack_blocks256(const Call& call, int64_t panel, unsigned char* out) 
   const int64_t blocks = weight.dims[1] / 256;
   for (int64_t block = 0; block < blocks; ++block, rows += Block::kBytes) {
     uint8_t scales[4][4][R] = {};  // record, entry, row: sc[4], or sc[2] and mn[2]
-    if constexpr (kSigned) {
+    if constexpr (Block::kSuper) {
       float head[R] = {};
       for (int r = 0; r < present; ++r) {
         const unsigned char* from = rows + r * stride;
         head[r] = stored::load_f16_scale(from + Block::kScale);
-        for (int i = 0; i < 16; ++i) scales[i / 4][i % 4][r] = from[Block::kScales + i];
+        int8_t sc[16];
+        Block::scales(from, sc);
+        for (int i = 0; i < 16; ++i) scales[i / 4][i % 4][r] = uint8_t(sc[i]);
       }
       out = store_entry(out, head);
     } else {
@@ -115,7 +117,7 @@ static void pack_blocks256(const Call& call, int64_t panel, unsigned char* out) 
       alignas(64) uint8_t codes[R][64];
       for (int r = 0; r < present; ++r) Block::codes(rows + r * stride, record, codes[r]);
       memcpy(out, scales[record], sizeof scales[record]);
-      out = store_record<kWidth>(out + sizeof scales[record], codes, present, kSigned ? 32 : 0);
+      out = store_record<kWidth>(out + sizeof scales[record], codes, present, Block::kTable ? 0 : Block::kZero);
     }
   }
 }
@@ -180,15 +182,11 @@ static void pack_group_record(const groups::Source& source, const TensorView& pa
 static void pack_groups(const Call& call, Team& team) {
   const TensorView& packed = call.out[0];
   const groups::Source source(call, team);
-  if (team.thread == 0 && call.in[3].present()) {
-    for (int64_t k = 0; k < source.columns; ++k) {
-      const int32_t index = call.in[3].as<int32_t>()[k];
-      if (index == k / source.group) continue;
-      team_fail(team, Code::kLayoutUnsupported,
-                "pack_weights: groupIndex: activation-ordered columns are not supported: column %lld is in group %lld",
-                k, index);
-      break;
-    }
+  for (int64_t k = 0; team.thread == 0 && source.order && k < source.columns; ++k) {
+    if (source.order[k] >= 0 && source.order[k] < source.columns) continue;
+    team_fail(team, Code::kIndexOutOfRange, "pack_weights: columnOrder: expected a column below %lld, got %lld",
+              source.columns, source.order[k]);
+    break;
   }
   const int64_t records = panel_columns(packed) / kRecordColumns;
   const Range range = team_range(team, panel_count(packed), kRowsTogether / R);
@@ -295,10 +293,14 @@ static PackPanel stored_packer(DType dtype) {
     case DType::q4_0: return pack_blocks32<DType::q4_0, CodeWidth::u4>;
     case DType::q4_1: return pack_blocks32<DType::q4_1, CodeWidth::u4>;
     case DType::q5_0: return pack_blocks32<DType::q5_0, CodeWidth::u5>;
+    case DType::q5_1: return pack_blocks32<DType::q5_1, CodeWidth::u5>;
     case DType::q8_0: return pack_blocks32<DType::q8_0, CodeWidth::u8>;
+    case DType::iq4_nl: return pack_blocks32<DType::iq4_nl, CodeWidth::table4>;
+    case DType::q3_k: return pack_blocks256<DType::q3_k, CodeWidth::u4>;
     case DType::q4_k: return pack_blocks256<DType::q4_k, CodeWidth::u4>;
     case DType::q5_k: return pack_blocks256<DType::q5_k, CodeWidth::u5>;
     case DType::q6_k: return pack_blocks256<DType::q6_k, CodeWidth::u6>;
+    case DType::iq4_xs: return pack_blocks256<DType::iq4_xs, CodeWidth::table4>;
     default: return nullptr;
   }
 }

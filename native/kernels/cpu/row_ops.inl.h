@@ -6,6 +6,7 @@
 //   norms.h         a thread owns whole rows: a sum over a row decides what becomes of each element
 //   elementwise.h   a thread owns stretches of rows
 //   means.h         a thread owns stretches of the columns of a sequence
+//   columns.h       a thread owns stretches of rows
 //
 // Cost: every element is read once and written once, for 1 (add) to 25 (geglu) f32 operations. Time, two threads of a
 // Zen 5 with avx512, beside a copy loop over the same bytes:
@@ -16,6 +17,7 @@
 // op the cached copy where it does; no kernel can tell the two apart from here, so none uses them. Software prefetch
 // changes nothing.
 #pragma once
+#include "kernels/cpu/row_ops/columns.h"
 #include "kernels/cpu/row_ops/elementwise.h"
 #include "kernels/cpu/row_ops/means.h"
 #include "kernels/cpu/row_ops/norms.h"
@@ -28,7 +30,7 @@ static const Kernel kKernels[] = {
     {OpId::layer_norm, layer_norm, nullptr}, {OpId::gelu, gelu, nullptr},
     {OpId::geglu, geglu, nullptr},           {OpId::add, add, nullptr},
     {OpId::softcap, softcap, nullptr},       {OpId::cast, cast, nullptr},
-    {OpId::mean_rows, mean_rows, nullptr},
+    {OpId::mean_rows, mean_rows, nullptr},   {OpId::gather_columns, gather_columns, nullptr},
 };
 
 }  // namespace

@@ -13,8 +13,8 @@ void launch_pack_weights(const Call& call, LaunchContext& context) {
   const TensorView& packed = call.out[0];
   const PackParams params = {describe_source(call), describe_panels(packed), packed.data, context.error};
   if (call.in[3].present()) {
-    const GroupIndexParams index = {call.in[3].as<int32_t>(), packed.dims[1], params.source.group, context.error};
-    launch<CheckGroupIndex>(context, {divide_up(index.columns, CheckGroupIndex::kThreads)}, 0, index);
+    const ColumnOrderParams order = {params.source.order, packed.dims[1], context.error};
+    launch<CheckColumnOrder>(context, {divide_up(order.columns, CheckColumnOrder::kThreads)}, 0, order);
   }
   using C = CodeWidth;
   using S = ScaleScheme;
@@ -26,10 +26,12 @@ void launch_pack_weights(const Call& call, LaunchContext& context) {
     case DType::q4_0: return pack<PackCodes<C::u4, S::pair>>(params, context);
     case DType::q4_1: return pack<PackCodes<C::u4, S::pair_min>>(params, context);
     case DType::q5_0: return pack<PackCodes<C::u5, S::pair>>(params, context);
+    case DType::q5_1: return pack<PackCodes<C::u5, S::pair_min>>(params, context);
     case DType::q8_0: return pack<PackCodes<C::u8, S::pair>>(params, context);
     case DType::q4_k: return pack<PackCodes<C::u4, S::super_min>>(params, context);
     case DType::q5_k: return pack<PackCodes<C::u5, S::super_min>>(params, context);
     case DType::q6_k: return pack<PackCodes<C::u6, S::super>>(params, context);
+    case DType::iq4_xs: return pack<PackCodes<C::table4, S::super>>(params, context);
     case DType::i8: return pack<PackCodes<C::u8, S::row>>(params, context);
     default: break;  // i4
   }
@@ -55,9 +57,9 @@ void launch_stack_weights(const Call& call, LaunchContext& context) {
 
 const char* const kMessages[] = {
     "pack_weights: zeros: expected -8 ... 7, got %lld in row %lld",
-    "pack_weights: groupIndex: activation-ordered columns are not supported: column %lld is in group %lld",
+    "pack_weights: columnOrder: expected a column below %lld, got %lld",
 };
-const Code kCodes[] = {Code::kDataCorrupt, Code::kLayoutUnsupported};
+const Code kCodes[] = {Code::kDataCorrupt, Code::kIndexOutOfRange};
 
 }  // namespace
 

@@ -16,7 +16,7 @@
 
 namespace lapidary::cuda {
 
-enum PackMessage : uint32_t { kPackZeros, kPackGroupIndex };
+enum PackMessage : uint32_t { kPackZeros, kPackColumnOrder };
 
 struct PackParams {
   PackSource source;
@@ -58,9 +58,10 @@ struct PackCodes {
   using Params = PackParams;
   static constexpr int kThreads = 128, kMinBlocks = 4;
 
-  // The code that stands for weight 0 in absent rows and columns; signed bytes have 0.
+  // The code that stands for weight 0 in absent rows and columns; signed bytes have 0. The table has none: its absent
+  // weights have scales of 0.
   static constexpr int kZero = kScheme == ScaleScheme::pair_min || kScheme == ScaleScheme::super_min ? 0
-                               : kWidth == CodeWidth::u8                                             ? 0
+                               : kWidth == CodeWidth::u8 || kWidth == CodeWidth::table4              ? 0
                                : kWidth == CodeWidth::u6                                             ? 32
                                : kWidth == CodeWidth::u5                                             ? 16
                                                                                                      : 8;
@@ -129,10 +130,10 @@ struct PackCodes {
     }
     if constexpr (kScheme == ScaleScheme::super) {
       const unsigned char* block = s.block(row, place.record / 4);
-      if (first) store_entry<float>(place.head, 0, 1, r, real ? stored::f16_at(block + 208) : 0.f);
+      if (first) store_entry<float>(place.head, 0, 1, r, real ? stored::super_scale(s.dtype, block) : 0.f);
       for (int i = 0; i < 4; ++i) {
         const int sub = 4 * (place.record % 4) + i;
-        store_entry<uint8_t>(place.own, i, 4, r, real ? uint8_t(stored::byte_at(block + 192, sub)) : uint8_t(0));
+        store_entry<uint8_t>(place.own, i, 4, r, real ? uint8_t(stored::sub_scale(s.dtype, block, sub)) : uint8_t(0));
       }
     }
     if constexpr (kScheme == ScaleScheme::row) {
@@ -225,23 +226,23 @@ struct PackFloats {
   }
 };
 
-// ── GPTQ's g_idx, and stacking ──────────────────────────────────────────────────────────────────────────────────────
+// ── the order of columns, and stacking ──────────────────────────────────────────────────────────────────────────────
 
-struct GroupIndexParams {
-  const int32_t* index;
-  int64_t columns, group;
+struct ColumnOrderParams {
+  const int32_t* order;
+  int64_t columns;
   ErrorReporter error;
 };
 
-// Only index[k] = k / group has a streaming form.
-struct CheckGroupIndex {
-  using Params = GroupIndexParams;
+// Every entry is a column.
+struct CheckColumnOrder {
+  using Params = ColumnOrderParams;
   static constexpr int kThreads = 256, kMinBlocks = 1;
   static LAPIDARY_DEVICE void run(const Params& p, unsigned char*) {
     const int64_t k = int64_t(dev::block_index_x()) * kThreads + dev::thread_index();
     if (k >= p.columns) return;
-    const int32_t index = dev::load(p.index + k);
-    if (index != k / p.group) p.error.report(kPackGroupIndex, k, index);
+    const int32_t column = dev::load(p.order + k);
+    if (column < 0 || column >= p.columns) p.error.report(kPackColumnOrder, p.columns, column);
   }
 };
 

@@ -1,5 +1,6 @@
 // row_ops.cu: launchers of the small row operations.
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/row_ops/columns.cuh"
 #include "kernels/cuda/row_ops/elementwise.cuh"
 #include "kernels/cuda/row_ops/means.cuh"
 #include "kernels/cuda/row_ops/norms.cuh"
@@ -119,11 +120,26 @@ void launch_mean_rows(const Call& call, LaunchContext& context) {
                     .error = context.error});
 }
 
+void launch_gather_columns(const Call& call, LaunchContext& context) {
+  const TensorView &x = call.in[0], &out = call.out[0];
+  const int64_t elements = element_count(out);
+  if (elements == 0) return;
+  launch<GatherColumns>(context, {divide_up(elements, GatherColumns::kThreads)}, 0,
+                        {.x = rows_of(x),
+                         .out = rows_of(out),
+                         .order = call.in[1].as<const int32_t>(),
+                         .rows = row_count(out),
+                         .columns = columns(x),
+                         .gathered = columns(out),
+                         .error = context.error});
+}
+
 }  // namespace
 
 LAPIDARY_CUDA_KERNELS(row_ops, {OpId::rms_norm, launch_rms_norm}, {OpId::add_rms_norm, launch_add_rms_norm},
                       {OpId::layer_norm, launch_layer_norm}, {OpId::gelu, launch_gelu}, {OpId::geglu, launch_geglu},
                       {OpId::add, launch_add}, {OpId::softcap, launch_softcap}, {OpId::cast, launch_cast},
-                      {OpId::mean_rows, launch_mean_rows, nullptr, kMeanRowsMessages})
+                      {OpId::mean_rows, launch_mean_rows, nullptr, kMeanRowsMessages},
+                      {OpId::gather_columns, launch_gather_columns, nullptr, kGatherColumnsMessages})
 
 }  // namespace lapidary::cuda

@@ -90,7 +90,7 @@ LAPIDARY_INLINE void decode_group(F32 (&sums)[H], const unsigned char* head, con
         __builtin_prefetch(ahead + ((group * 4 + step / 2) * RecordLines<Format>::kEach + i) * 64);
       }
       Bytes even, odd;
-      expand_line<kBits>(record + Format::subscale_bytes, group, step / 2, even, odd);
+      expand_line<Format::width>(record + Format::subscale_bytes, group, step / 2, even, odd);
       dots.add(even, odd, entry, step, 2 * line);
     }
     GroupScales scales = {};

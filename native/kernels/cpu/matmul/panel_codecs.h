@@ -1,7 +1,7 @@
 // panel_codecs.h: how the codes and scales of each panel format (ops/weight_panels.h) become vectors.
 //
-// A Format<bits, scheme> names a panel format at compile time. Codes<bits> expands a record's codes; Scales<scheme>
-// reads the scales of one group. What a group contributes to an output is written once, in group_term():
+// A Format<width, scheme> names a panel format at compile time. expand_line<width>() expands a record's codes;
+// Format::load() reads the scales of one group. What a group contributes to an output is written once, in group_term():
 //
 //   f = Σ (code − zero) · q              exact: integers below 2²⁴
 //   pair, group_zero   t = f · s
@@ -25,9 +25,9 @@ static constexpr int kLine = 4 * kLanes;  // bytes of a vector of codes
 
 // Vectors 2·line and 2·line + 1 of group 0 or 1 of a record: its columns 8·line … 8·line + 7. `codes` points behind the
 // record's sub-scales.
-template <int kBits>
+template <CodeWidth kWidth>
 LAPIDARY_INLINE void expand_line(const unsigned char* codes, int group, int line, Bytes& even, Bytes& odd) {
-  if constexpr (kBits == 8) {
+  if constexpr (kWidth == CodeWidth::u8) {
     even = load_bytes(codes + (group * kSteps + 2 * line) * kLine);
     odd = load_bytes(codes + (group * kSteps + 2 * line + 1) * kLine);
     return;
@@ -35,21 +35,25 @@ LAPIDARY_INLINE void expand_line(const unsigned char* codes, int group, int line
   const Bytes packed = load_bytes_once(codes + (group * 4 + line) * kLine);
   even = low_nibbles(packed);
   odd = high_nibbles(packed);
+  if constexpr (kWidth == CodeWidth::table4) {
+    even = look_up(even, kTable4);
+    odd = look_up(odd, kTable4);
+  }
   const unsigned char* planes = codes + 8 * kLine;
-  if constexpr (kBits == 5) {
+  if constexpr (kWidth == CodeWidth::u5) {
     even = or_bytes(even, bits_to_bytes(planes + (group * kSteps + 2 * line) * (R / 2), 16));
     odd = or_bytes(odd, bits_to_bytes(planes + (group * kSteps + 2 * line + 1) * (R / 2), 16));
   }
-  if constexpr (kBits == 6) {
+  if constexpr (kWidth == CodeWidth::u6) {
     const Bytes plane = load_bytes(planes + (group * 2 + line / 2) * kLine);
     even = or_bytes(even, bit_pairs_high(plane, 2 * line % 4));
     odd = or_bytes(odd, bit_pairs_high(plane, 2 * line % 4 + 1));
   }
 }
 // The same by line 0 … 7 of the record.
-template <int kBits>
+template <CodeWidth kWidth>
 LAPIDARY_INLINE void expand_line(const unsigned char* codes, int line, Bytes& even, Bytes& odd) {
-  expand_line<kBits>(codes, line / 4, line % 4, even, odd);
+  expand_line<kWidth>(codes, line / 4, line % 4, even, odd);
 }
 
 // ── scales
@@ -66,24 +70,33 @@ LAPIDARY_INLINE F32 load_scale(const unsigned char* p, bool bf16) {
   return bf16 ? load_bf16(values) : load_f16(values);
 }
 
-template <int bits, ScaleScheme kScheme, bool kRecordHead>
+// kRecordHead: a head before every record. kBits: what a dot product may assume of codes (simd/dot_sum.h): they are below
+// 2^kBits.
+template <CodeWidth kWidth, ScaleScheme kScheme, bool kRecordHead>
 struct Format {
-  static constexpr int kBits = bits;
+  static constexpr CodeWidth width = kWidth;
+  static constexpr int kBits = kWidth == CodeWidth::u4   ? (kScheme == ScaleScheme::super ? 3 : 4)
+                               : kWidth == CodeWidth::u5 ? 5
+                               : kWidth == CodeWidth::u6 ? 6
+                                                         : 8;
   static constexpr ScaleScheme scheme = kScheme;
   static constexpr bool has_min = kScheme == ScaleScheme::pair_min || kScheme == ScaleScheme::super_min;
   static constexpr int subscale_bytes = kScheme == ScaleScheme::super || kScheme == ScaleScheme::super_min ? 4 * R : 0;
-  static constexpr int code_bytes = (bits == 4 ? 32 : bits == 5 ? 40 : bits == 6 ? 48 : 64) * R;
+  static constexpr int code_bytes = R * (kWidth == CodeWidth::u5   ? 40
+                                         : kWidth == CodeWidth::u6 ? 48
+                                         : kWidth == CodeWidth::u8 ? 64
+                                                                   : 32);
   static constexpr int record_bytes = subscale_bytes + code_bytes;
   // Bytes of head before every record; 0 where a head serves several.
   static constexpr int record_head_bytes = !kRecordHead ? 0 : kScheme == ScaleScheme::pair ? 4 * R : 8 * R;
 
   // The constant that kernels start from −Σq times.
-  static constexpr int zero = kScheme == ScaleScheme::super        ? 32
-                              : has_min                            ? 0
-                              : kScheme == ScaleScheme::group_zero ? 0
-                              : bits == 4                          ? 8
-                              : bits == 5                          ? 16
-                                                                   : 128 - kDotOffset<8>;
+  static constexpr int zero = has_min || kScheme == ScaleScheme::group_zero ? 0
+                              : kBits == 3                                  ? 4
+                              : kBits == 4                                  ? 8
+                              : kBits == 5                                  ? 16
+                              : kBits == 6                                  ? 32
+                                                                            : 128 - kDotOffset<8>;
 
   // head: of the record's block; record: its sub-scales; group: 0 or 1 of the record.
   LAPIDARY_INLINE GroupScales load(const unsigned char* head, const unsigned char* record, int group, bool bf16) {
@@ -114,23 +127,27 @@ struct Format {
 template <class Visit>
 LAPIDARY_INLINE void with_format(const TensorView& w, const Visit& visit) {
   switch (w.dtype) {
-    case DType::q4_0: return visit(Format<4, ScaleScheme::pair, true>());
-    case DType::q4_1: return visit(Format<4, ScaleScheme::pair_min, true>());
-    case DType::q5_0: return visit(Format<5, ScaleScheme::pair, true>());
-    case DType::q8_0: return visit(Format<8, ScaleScheme::pair, true>());
-    case DType::q4_k: return visit(Format<4, ScaleScheme::super_min, false>());
-    case DType::q5_k: return visit(Format<5, ScaleScheme::super_min, false>());
-    case DType::q6_k: return visit(Format<6, ScaleScheme::super, false>());
-    case DType::i8: return visit(Format<8, ScaleScheme::row, false>());
+    case DType::q4_0: return visit(Format<CodeWidth::u4, ScaleScheme::pair, true>());
+    case DType::q4_1: return visit(Format<CodeWidth::u4, ScaleScheme::pair_min, true>());
+    case DType::q5_0: return visit(Format<CodeWidth::u5, ScaleScheme::pair, true>());
+    case DType::q5_1: return visit(Format<CodeWidth::u5, ScaleScheme::pair_min, true>());
+    case DType::q8_0: return visit(Format<CodeWidth::u8, ScaleScheme::pair, true>());
+    case DType::iq4_nl: return visit(Format<CodeWidth::table4, ScaleScheme::pair, true>());
+    case DType::q3_k: return visit(Format<CodeWidth::u4, ScaleScheme::super, false>());
+    case DType::q4_k: return visit(Format<CodeWidth::u4, ScaleScheme::super_min, false>());
+    case DType::q5_k: return visit(Format<CodeWidth::u5, ScaleScheme::super_min, false>());
+    case DType::q6_k: return visit(Format<CodeWidth::u6, ScaleScheme::super, false>());
+    case DType::iq4_xs: return visit(Format<CodeWidth::table4, ScaleScheme::super, false>());
+    case DType::i8: return visit(Format<CodeWidth::u8, ScaleScheme::row, false>());
     default: break;
   }
   switch (panel_format(w).scheme) {  // i4
-    case ScaleScheme::pair: return visit(Format<4, ScaleScheme::pair, true>());
-    case ScaleScheme::row: return visit(Format<4, ScaleScheme::row, false>());
+    case ScaleScheme::pair: return visit(Format<CodeWidth::u4, ScaleScheme::pair, true>());
+    case ScaleScheme::row: return visit(Format<CodeWidth::u4, ScaleScheme::row, false>());
     default: break;
   }
-  if (w.group == kGroup) return visit(Format<4, ScaleScheme::group_zero, true>());
-  visit(Format<4, ScaleScheme::group_zero, false>());
+  if (w.group == kGroup) return visit(Format<CodeWidth::u4, ScaleScheme::group_zero, true>());
+  visit(Format<CodeWidth::u4, ScaleScheme::group_zero, false>());
 }
 
 // Where a panel's pieces lie. A panel of the row scheme is one block whose head is s and z.

@@ -50,7 +50,7 @@ LAPIDARY_INLINE void expand_group(const unsigned char* head, const unsigned char
 #pragma GCC unroll 4
   for (int line = 0; line < 4; ++line) {
     Bytes even, odd;
-    expand_line<Format::kBits>(record + Format::subscale_bytes, group, line, even, odd);
+    expand_line<Format::width>(record + Format::subscale_bytes, group, line, even, odd);
     if constexpr (Expanded<Format>::group_zero) {
       even = add_bytes(even, shift);
       odd = add_bytes(odd, shift);

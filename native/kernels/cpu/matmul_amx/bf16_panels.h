@@ -3,8 +3,8 @@
 //   two panels of 16 rows × a stretch of K   →   [2][K/32][16 pairs of columns][16 rows][2] bf16
 //
 // A weight's value is computed in f32 and then rounded to bf16, to nearest even. Roundings before that: none for q4_0,
-// q5_0, q8_0 and groups of i4 (16-bit scales times small integers are exact), one where a minimum is added or the scale
-// is an f32, two for q6_k.
+// q5_0, q8_0, iq4 and groups of i4 (16-bit scales times small integers are exact), one where a minimum is added or the
+// scale is an f32, two for q3_k and q6_k.
 //
 // The work comes in lines of 8 columns × 16 rows, so that it can be spread between the products of the stretch before:
 // a line is some 40 instructions without an unforeseeable branch, and a tile product occupies one port for one cycle in
@@ -93,7 +93,7 @@ struct IntegerCodec {
   LAPIDARY_INLINE void line(PanelCursor& at, const PanelShape& shape, int64_t ahead, unsigned char* out) {
     if (at.line == 0) load_scales(at, shape.bf16_scales);
     Bytes even, odd;
-    expand_line<F::kBits>(at.record + F::subscale_bytes, at.line, even, odd);
+    expand_line<F::width>(at.record + F::subscale_bytes, at.line, even, odd);
     constexpr int kLinesPerScale = kScheme == ScaleScheme::row ? 8 : kScheme == ScaleScheme::super ? 2 : 4;
     const int group = at.line / kLinesPerScale;
     const F32 scale = simd::load(at.scale[group]), bias = simd::load(at.bias[group]);

@@ -68,7 +68,7 @@ LAPIDARY_INLINE void expand_chunk(const unsigned char*& head, const unsigned cha
     }
     for (int line = 0; line < 8; ++line) {
       Bytes even, odd;
-      expand_line<Format::kBits>(record + Format::subscale_bytes, line, even, odd);
+      expand_line<Format::width>(record + Format::subscale_bytes, line, even, odd);
       store_bytes(codes + 2 * line * kLine, even);
       store_bytes(codes + (2 * line + 1) * kLine, odd);
     }

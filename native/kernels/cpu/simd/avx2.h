@@ -155,6 +155,10 @@ LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { _mm256_storeu_si256(static_
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes or_bytes(Bytes a, Bytes b) { return _mm256_or_si256(a, b); }
+LAPIDARY_INLINE Bytes look_up(Bytes numbers, const uint8_t (&table)[16]) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), numbers);
+}
 LAPIDARY_INLINE Bytes bits_to_bytes(const void* p, uint8_t value) {
   int32_t bits;
   memcpy(&bits, p, 4);
@@ -220,7 +224,8 @@ LAPIDARY_INLINE void sfp8_to_f32(Bytes a, F32 (&out)[4]) {
 }
 
 // Sums of byte products (simd/dot_sum.h says what these do). vpmaddubsw adds two products in 16 bits: with codes of b
-// bits the sums of 32767 / (2 · 127 · (2^b − 1)) steps still fit, 8 for 4 bits, 4 for 5, 2 for 6. Codes of 8 bits, less
+// bits the sums of 32767 / (2 · 127 · (2^b − 1)) steps still fit, 8 for 4 bits, 4 for 5, 2 for 6 (and 4 for 3, of
+// which half a group is 4 steps). Codes of 8 bits, less
 // 128, go through |w| · (x with the sign of w), which fits once: 2 · 128 · 127.
 template <int kBits>
 static constexpr int kDotOffset = kBits == 8 ? 128 : 0;
@@ -248,7 +253,7 @@ LAPIDARY_INLINE void dot_step(DotSum<kBits>& sum, Bytes w, Bytes x, int step) {
     const __m256i products = _mm256_maddubs_epi16(_mm256_abs_epi8(centred), _mm256_sign_epi8(x, centred));
     sum.wide = _mm256_add_epi32(sum.wide, _mm256_madd_epi16(products, ones));
   } else {
-    constexpr int kSteps = kBits == 4 ? 8 : kBits == 5 ? 4 : 2;
+    constexpr int kSteps = kBits == 4 ? 8 : kBits == 6 ? 2 : 4;
     const __m256i products = _mm256_maddubs_epi16(w, x);
     sum.narrow = step % kSteps == 0 ? products : _mm256_add_epi16(sum.narrow, products);
     if constexpr (kBits != 4) {

@@ -145,6 +145,10 @@ LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { _mm512_storeu_si512(p, a); 
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
 LAPIDARY_INLINE Bytes or_bytes(Bytes a, Bytes b) { return _mm512_or_si512(a, b); }
+LAPIDARY_INLINE Bytes look_up(Bytes numbers, const uint8_t (&table)[16]) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), numbers);
+}
 LAPIDARY_INLINE Bytes bits_to_bytes(const void* p, uint8_t value) {
   uint64_t bits;
   memcpy(&bits, p, 8);

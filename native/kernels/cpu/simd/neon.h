@@ -23,7 +23,8 @@ LAPIDARY_INLINE I32 dot_u8(I32 acc, Bytes w, Bytes x) {
 }
 
 // Sums of byte products (simd/dot_sum.h says what these do). A 16-bit lane holds one product of each step: with codes
-// of b bits 32767 / (127 · (2^b − 1)) steps fit, so 8 for 4 and 5 bits, 4 for 6. Codes of 8 bits, less 128, fit twice.
+// of b bits 32767 / (127 · (2^b − 1)) steps fit, so 8 for 4 and 5 bits, 4 for 6 (and
+// for 3, of which half a group is 4 steps). Codes of 8 bits, less 128, fit twice.
 template <int kBits>
 static constexpr int kDotOffset = kBits == 8 ? 128 : 0;
 template <int kBits>
@@ -37,7 +38,7 @@ LAPIDARY_INLINE DotSum<kBits> dot_start(int32_t start) {
 }
 template <int kBits>
 LAPIDARY_INLINE void dot_step(DotSum<kBits>& sum, Bytes w, Bytes x, int step) {
-  constexpr int kSteps = kBits <= 5 ? 8 : kBits == 6 ? 4 : 2;
+  constexpr int kSteps = kBits == 3 ? 4 : kBits <= 5 ? 8 : kBits == 6 ? 4 : 2;
   const int8x16_t sw = vreinterpretq_s8_u8(kBits == 8 ? veorq_u8(w, vdupq_n_u8(128)) : w), sx = vreinterpretq_s8_u8(x);
   if (step % kSteps == 0) {
     sum.low = vmull_s8(vget_low_s8(sw), vget_low_s8(sx));

@@ -142,6 +142,9 @@ LAPIDARY_INLINE void store_bytes(void* p, Bytes a) { vst1q_u8(static_cast<uint8_
 LAPIDARY_INLINE Bytes low_nibbles(Bytes a) { return vandq_u8(a, vdupq_n_u8(15)); }
 LAPIDARY_INLINE Bytes high_nibbles(Bytes a) { return vshrq_n_u8(a, 4); }
 LAPIDARY_INLINE Bytes or_bytes(Bytes a, Bytes b) { return vorrq_u8(a, b); }
+LAPIDARY_INLINE Bytes look_up(Bytes numbers, const uint8_t (&table)[16]) {
+  return vqtbl1q_u8(vld1q_u8(table), numbers);
+}
 LAPIDARY_INLINE Bytes bits_to_bytes(const void* p, uint8_t value) {
   const uint8_t* bits = static_cast<const uint8_t*>(p);
   const uint8x16_t bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201));

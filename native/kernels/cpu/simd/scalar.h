@@ -265,6 +265,11 @@ LAPIDARY_INLINE Bytes or_bytes(Bytes a, Bytes b) {
   for (int i = 0; i < 4 * kLanes; ++i) a.byte[i] |= b.byte[i];
   return a;
 }
+// table[byte] for bytes 0 … 15.
+LAPIDARY_INLINE Bytes look_up(Bytes numbers, const uint8_t (&table)[16]) {
+  for (auto& b : numbers.byte) b = table[b];
+  return numbers;
+}
 // 4·kLanes bits in memory order, bit i (least significant first) giving byte i: `value` if set, else 0.
 LAPIDARY_INLINE Bytes bits_to_bytes(const void* p, uint8_t value) {
   Bytes r;

@@ -23,6 +23,7 @@ struct Source {
   const TensorView& scales;
   const TensorView& zeros;
   WeightFormat format;
+  const int32_t* order;  // of columns, or null
   int64_t rows, columns, group;
   Team& team;
 
@@ -31,10 +32,22 @@ struct Source {
         scales(call.in[1]),
         zeros(call.in[2]),
         format(call.params_as<PackWeightsParams>().format),
+        order(call.in[3].present() ? call.in[3].as<int32_t>() : nullptr),
         rows(call.out[0].dims[0]),
         columns(call.out[0].dims[1]),
         group(call.params_as<PackWeightsParams>().group),
         team(team) {}
+
+  // The code of one weight.
+  LAPIDARY_MEMBER_INLINE int code(int64_t row, int64_t k) const {
+    const auto word = [&](int64_t line, int64_t index) {
+      return stored::load_u32(weight.data + (line * weight.strides[0] + index) * 4);
+    };
+    if (format == WeightFormat::compressed_tensors) return word(row, k / 8) >> (4 * (k % 8)) & 15;
+    if (format == WeightFormat::awq) return word(k, row / 8) >> (4 * awq_position(row)) & 15;
+    return word(k / 8, row) >> (4 * (k % 8)) & 15;
+  }
+  LAPIDARY_MEMBER_INLINE static int awq_position(int64_t row) { return int((row >> 1 & 3) | (row & 1) << 2); }
 
   // The scale of a row's group: its bytes, 2 or 4.
   LAPIDARY_MEMBER_INLINE const unsigned char* scale(int64_t row, int64_t g) const {
@@ -56,7 +69,7 @@ struct Source {
       return 8;
     }
     if (format == WeightFormat::compressed_tensors) return nibble(row / 8, g, int(row % 8));
-    if (format == WeightFormat::awq) return nibble(g, row / 8, int((row >> 1 & 3) | (row & 1) << 2));
+    if (format == WeightFormat::awq) return nibble(g, row / 8, awq_position(row));
     return nibble(g, row / 8, int(row % 8)) + (format == WeightFormat::gptq ? 1 : 0);
   }
 
@@ -137,7 +150,20 @@ LAPIDARY_INLINE void awq_vectors(const Source& source, int64_t row, int present,
   panel::transpose_rows(codes[0], 64, vectors);
 }
 
+// The same one code at a time, columns in the order that the call gives: loading-time work of few checkpoints.
+LAPIDARY_INLINE void ordered_vectors(const Source& source, int64_t row, int present, int64_t column, Words* vectors) {
+  alignas(64) uint8_t codes[R][64];
+  memset(codes, 8, sizeof codes);
+  for (int k = 0; k < 64 && column + k < source.columns; ++k) {
+    const int64_t from = source.order[column + k];
+    if (from < 0 || from >= source.columns) continue;
+    for (int r = 0; r < present; ++r) codes[r][k] = uint8_t(source.code(row + r, from));
+  }
+  panel::transpose_rows(codes[0], 64, vectors);
+}
+
 LAPIDARY_INLINE void code_vectors(const Source& source, int64_t row, int present, int64_t column, Words* vectors) {
+  if (source.order) return ordered_vectors(source, row, present, column, vectors);
   switch (source.format) {
     case WeightFormat::gptq:
     case WeightFormat::gptq_v2: return gptq_vectors(source, row, present, column, vectors);

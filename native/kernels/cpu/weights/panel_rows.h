@@ -26,6 +26,7 @@ LAPIDARY_INLINE void row_codes(const unsigned char* record, CodeWidth width, int
     memcpy(codes + 8 * line, &low, 4);
     memcpy(codes + 8 * line + 4, &high, 4);
   }
+  if (width == CodeWidth::table4) return stored::look_up(codes, 64);
   const unsigned char* planes = record + 8 * kLine;
   if (width == CodeWidth::u5) {
     for (int v = 0; v < 16; ++v) {
@@ -95,7 +96,7 @@ static void record_to_f32(const TensorView& packed, const PanelFormat& format, c
     case ScaleScheme::super: {
       const float d = float_entry(head, 0, r);
       for (int i = 0; i < 4; ++i) {
-        stored::scale_codes(codes + 16 * i, 16, d * float(int8_t(subscale(i))), 32, values + 16 * i);
+        stored::scale_codes(codes + 16 * i, 16, d * float(int8_t(subscale(i))), format.zero, values + 16 * i);
       }
       break;
     }

@@ -2,7 +2,7 @@
 // docs/formats.md.
 //
 // A block format stores w = s·(code − zero) or s·code − m, with codes unsigned once expanded. In f32 every product of
-// a scale, a sub-scale and a code is exact (f16 has 11 significant bits, sub-scales 6 to 8, codes at most 6), so a
+// a scale, a sub-scale and a code is exact (f16 has 11 significant bits, sub-scales and codes at most 13 together), so a
 // weight in f32 is its exact value, or that rounded once where a minimum is subtracted: the order of the operations
 // does not show.
 //
@@ -10,6 +10,7 @@
 // simd/<isa>.h.
 #pragma once
 #include "core/tensor_view.h"
+#include "ops/weight_panels.h"
 
 namespace lapidary {
 namespace {
@@ -92,41 +93,62 @@ LAPIDARY_INLINE void add_high_bits(const unsigned char* bytes, int shift, int bi
   }
 }
 
-// Blocks of 32. kZero is the code of value 0 in symmetric formats; kMin says that a minimum is added instead.
+// ORs bit 4 of 32 codes from a 32-bit number whose bit j is weight j's.
+LAPIDARY_INLINE void add_fifth_bits(const unsigned char* bits, uint8_t* codes) {
+  const Bytes16 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  for (int i = 0; i < 2; ++i) {  // byte j of the number holds the bits of codes 8j … 8j+7
+    Bytes16 mask = {bits[2 * i], bits[1 + 2 * i]};
+    mask = __builtin_shufflevector(mask, mask, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    const Bytes16 high = Bytes16((mask & bit) == bit) & uint8_t(16);
+    store16(codes + 16 * i, load16(codes + 16 * i) | high);
+  }
+}
+
+// Blocks of 32. kZero is the code of value 0 in symmetric formats; kMin says that a minimum is added instead; kTable
+// that codes are numbers of entries of kTable4, and kZero the entry of value 0.
 template <DType kFormat>
 struct Block32;
 
 template <>
 struct Block32<DType::q4_0> {
   static constexpr int kBytes = 18, kZero = 8;
-  static constexpr bool kMin = false;
+  static constexpr bool kMin = false, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) { split_nibbles<16>(block + 2, codes); }
 };
 template <>
 struct Block32<DType::q4_1> {
   static constexpr int kBytes = 20, kZero = 0;
-  static constexpr bool kMin = true;
+  static constexpr bool kMin = true, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) { split_nibbles<16>(block + 4, codes); }
 };
 template <>
 struct Block32<DType::q5_0> {
   static constexpr int kBytes = 22, kZero = 16;
-  static constexpr bool kMin = false;
+  static constexpr bool kMin = false, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) {
     split_nibbles<16>(block + 6, codes);
-    const Bytes16 bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    for (int i = 0; i < 2; ++i) {  // byte j of the mask holds the bits of codes 8j … 8j+7
-      Bytes16 mask = {block[2 + 2 * i], block[3 + 2 * i]};
-      mask = __builtin_shufflevector(mask, mask, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-      const Bytes16 high = Bytes16((mask & bit) == bit) & uint8_t(16);
-      store16(codes + 16 * i, load16(codes + 16 * i) | high);
-    }
+    add_fifth_bits(block + 2, codes);
   }
+};
+template <>
+struct Block32<DType::q5_1> {
+  static constexpr int kBytes = 24, kZero = 0;
+  static constexpr bool kMin = true, kTable = false;
+  LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) {
+    split_nibbles<16>(block + 8, codes);
+    add_fifth_bits(block + 4, codes);
+  }
+};
+template <>
+struct Block32<DType::iq4_nl> {
+  static constexpr int kBytes = 18, kZero = 128;
+  static constexpr bool kMin = false, kTable = true;
+  LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) { split_nibbles<16>(block + 2, codes); }
 };
 template <>
 struct Block32<DType::q8_0> {
   static constexpr int kBytes = 34, kZero = 128;
-  static constexpr bool kMin = false;
+  static constexpr bool kMin = false, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, uint8_t* codes) { bias_bytes<32>(block + 2, codes); }
 };
 
@@ -140,20 +162,51 @@ LAPIDARY_INLINE void unpack_k_scales(const unsigned char* b, uint8_t* sc, uint8_
   }
 }
 
-// Blocks of 256, read a record of 64 weights (0 … 3) at a time.
+// Numbers of entries of kTable4 become the entries.
+LAPIDARY_INLINE void look_up(uint8_t* codes, int count) {
+  for (int i = 0; i < count; ++i) codes[i] = kTable4[codes[i]];
+}
+
+// Blocks of 256, read a record of 64 weights (0 … 3) at a time. kSuper: w = d·sc·(code − kZero) with d at kScale and
+// scales() of 16 columns each; otherwise d, dmin and the scales of unpack_k_scales().
 template <DType kFormat>
 struct Block256;
 
 template <>
+struct Block256<DType::q3_k> {
+  static constexpr int kBytes = 110, kZero = 4, kScale = 108;
+  static constexpr bool kSuper = true, kTable = false;
+  // Bit 2 of a code is in the first 32 bytes, bits 0 and 1 in the 64 after them.
+  LAPIDARY_INLINE void codes(const unsigned char* block, int record, uint8_t* codes) {
+    const unsigned char* low = block + 32 + 32 * (record >> 1);
+    for (int i = 0; i < 64; i += 16) {
+      const int run = 2 * record + i / 32;  // of 32 columns
+      const Bytes16 high = bit_field(load16(block + i % 32), run, 1);
+      store16(codes + i, bit_field(load16(low + i % 32), 2 * (run % 4), 2) | high << uint8_t(2));
+    }
+  }
+  // Six bits each: the lower four in nibbles of 8 bytes, first the low ones; the upper two in 4 bytes.
+  LAPIDARY_INLINE void scales(const unsigned char* block, int8_t* sc) {
+    const unsigned char* b = block + 96;
+    for (int i = 0; i < 16; ++i) {
+      const int low = i < 8 ? b[i] & 15 : b[i - 8] >> 4;
+      sc[i] = int8_t((low | (b[8 + i % 4] >> (2 * (i / 4)) & 3) << 4) - 32);
+    }
+  }
+};
+
+template <>
 struct Block256<DType::q4_k> {
-  static constexpr int kBytes = 144;
+  static constexpr int kBytes = 144, kZero = 0;
+  static constexpr bool kSuper = false, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, int record, uint8_t* codes) {
     split_nibbles<32>(block + 16 + 32 * record, codes);
   }
 };
 template <>
 struct Block256<DType::q5_k> {
-  static constexpr int kBytes = 176;
+  static constexpr int kBytes = 176, kZero = 0;
+  static constexpr bool kSuper = false, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, int record, uint8_t* codes) {
     const unsigned char* high = block + 16;
     split_nibbles<32>(block + 48 + 32 * record, codes);
@@ -163,8 +216,8 @@ struct Block256<DType::q5_k> {
 };
 template <>
 struct Block256<DType::q6_k> {
-  static constexpr int kBytes = 210;
-  static constexpr int kScales = 192, kScale = 208;  // int8 [16] and f16, after the codes
+  static constexpr int kBytes = 210, kZero = 32, kScale = 208;
+  static constexpr bool kSuper = true, kTable = false;
   LAPIDARY_INLINE void codes(const unsigned char* block, int record, uint8_t* codes) {
     const unsigned char* low = block + 64 * (record >> 1);
     const unsigned char* high = block + 128 + 32 * (record >> 1);
@@ -172,6 +225,23 @@ struct Block256<DType::q6_k> {
     for (int i = 0; i < 64; i += 16) store16(codes + i, bit_field(load16(low + i), shift, 4));
     add_high_bits(high, shift, 2, codes);
     add_high_bits(high, shift + 2, 2, codes + 32);
+  }
+  LAPIDARY_INLINE void scales(const unsigned char* block, int8_t* sc) { memcpy(sc, block + 192, 16); }
+};
+template <>
+struct Block256<DType::iq4_xs> {
+  static constexpr int kBytes = 136, kZero = 128, kScale = 0;
+  static constexpr bool kSuper = true, kTable = true;
+  LAPIDARY_INLINE void codes(const unsigned char* block, int record, uint8_t* codes) {
+    for (int i = 0; i < 2; ++i) split_nibbles<16>(block + 8 + 32 * record + 16 * i, codes + 32 * i);
+  }
+  // One of six bits for 32 columns: the lower four in nibbles, the upper two in a 16-bit number.
+  LAPIDARY_INLINE void scales(const unsigned char* block, int8_t* sc) {
+    const int high = load_u16(block + 2);
+    for (int i = 0; i < 16; ++i) {
+      const int s = i / 2, low = block[4 + s / 2] >> (4 * (s % 2)) & 15;
+      sc[i] = int8_t((low | (high >> (2 * s) & 3) << 4) - 32);
+    }
   }
 };
 
@@ -210,6 +280,7 @@ static void blocks32_to_f32(const unsigned char* blocks, int64_t count, float* v
   for (int64_t b = 0; b < count; ++b, blocks += Block::kBytes, values += 32) {
     uint8_t codes[32];
     Block::codes(blocks, codes);
+    if constexpr (Block::kTable) look_up(codes, 32);
     const float s = load_f16_scale(blocks);
     if constexpr (Block::kMin)
       scale_codes_min(codes, 32, s, -load_f16_scale(blocks + 2), values);
@@ -225,11 +296,13 @@ static void blocks256_to_f32(const unsigned char* blocks, int64_t count, float* 
     for (int record = 0; record < 4; ++record, values += 64) {
       uint8_t codes[64];
       Block::codes(blocks, record, codes);
-      if constexpr (kFormat == DType::q6_k) {
+      if constexpr (Block::kTable) look_up(codes, 64);
+      if constexpr (Block::kSuper) {
         const float d = load_f16_scale(blocks + Block::kScale);
-        const unsigned char* scales = blocks + Block::kScales + 4 * record;
+        int8_t sc[16];
+        Block::scales(blocks, sc);
         for (int i = 0; i < 4; ++i) {
-          scale_codes(codes + 16 * i, 16, d * float(int8_t(scales[i])), 32, values + 16 * i);
+          scale_codes(codes + 16 * i, 16, d * float(sc[4 * record + i]), Block::kZero, values + 16 * i);
         }
       } else {
         uint8_t sc[8], mn[8];
@@ -275,10 +348,14 @@ static void halves_to_f32(const unsigned char* row, int64_t columns, float* valu
     case DType::q4_0: blocks32_to_f32<DType::q4_0>(from, blocks, values); break;
     case DType::q4_1: blocks32_to_f32<DType::q4_1>(from, blocks, values); break;
     case DType::q5_0: blocks32_to_f32<DType::q5_0>(from, blocks, values); break;
+    case DType::q5_1: blocks32_to_f32<DType::q5_1>(from, blocks, values); break;
     case DType::q8_0: blocks32_to_f32<DType::q8_0>(from, blocks, values); break;
+    case DType::iq4_nl: blocks32_to_f32<DType::iq4_nl>(from, blocks, values); break;
+    case DType::q3_k: blocks256_to_f32<DType::q3_k>(from, blocks, values); break;
     case DType::q4_k: blocks256_to_f32<DType::q4_k>(from, blocks, values); break;
     case DType::q5_k: blocks256_to_f32<DType::q5_k>(from, blocks, values); break;
     case DType::q6_k: blocks256_to_f32<DType::q6_k>(from, blocks, values); break;
+    case DType::iq4_xs: blocks256_to_f32<DType::iq4_xs>(from, blocks, values); break;
     default: break;
   }
 }

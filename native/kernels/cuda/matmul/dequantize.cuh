@@ -12,10 +12,11 @@
 //   pair, group_zero   code − zero, exact                     32 columns (or the record): s
 //   row                code − zero, exact                     all columns: s
 //   pair_min           s·code + m, rounded to bf16            –
-//   super_min, super   d·sc·code − dmin·mn, d·sc·(code − 32), rounded to bf16    –
+//   super_min, super   d·sc·code − dmin·mn, d·sc·(code − zero), rounded to bf16  –
 //   bf16; f16; sfp8    exact; rounded to bf16; exact          sfp8: all columns: s
 #pragma once
 #include "kernels/cuda/weights/fragment_panels.cuh"
+#include "kernels/cuda/weights/stored_weights.cuh"
 
 namespace lapidary::cuda::matmul {
 
@@ -27,6 +28,13 @@ LAPIDARY_DEVICE float unfused_mul(float a, float b) { return dev::fma(a, b, -0.0
 struct GroupScales {
   float first[2], second[2];
 };
+
+// Signed bytes `byte` and byte + 2 of a word.
+LAPIDARY_DEVICE void signed_pair(uint32_t bytes, int byte, float& low, float& high) {
+  const uint32_t word = bytes ^ 0x80808080u;
+  low = dev::bit_cast<float>(dev::byte_permute(word, 0x4b000000u, 0x7440u + uint32_t(byte))) - 8388736.0f;
+  high = dev::bit_cast<float>(dev::byte_permute(word, 0x4b000000u, 0x7442u + uint32_t(byte))) - 8388736.0f;
+}
 
 enum class ScaleAfter : uint8_t { never, group, end };
 
@@ -214,10 +222,9 @@ struct Codes {
   // The operand words of row g + 8·half: columns 2·pair and 2·pair + 1 of the lane's eight in a group.
   static LAPIDARY_DEVICE uint32_t operand(const Share& s, const GroupScales& scales, int group, int half, int pair) {
     if constexpr (bits == 8) {
-      const uint32_t word = s.code[4 * group + 2 * half + pair % 2] ^ 0x80808080u;
-      const uint32_t low = dev::byte_permute(word, 0x4b000000u, 0x7440u + uint32_t(pair / 2));
-      const uint32_t high = dev::byte_permute(word, 0x4b000000u, 0x7442u + uint32_t(pair / 2));
-      return dev::pack_bf16(dev::bit_cast<float>(low) - 8388736.0f, dev::bit_cast<float>(high) - 8388736.0f);
+      float low, high;
+      signed_pair(s.code[4 * group + 2 * half + pair % 2], pair / 2, low, high);
+      return dev::pack_bf16(low, high);
     }
     const uint32_t biased = biased_pair(s, group, half, pair);
     constexpr uint32_t kOnes = 0x3f803f80u;
@@ -233,6 +240,37 @@ struct Codes {
     }
     return dev::pack_bf16(dev::fma(scales.first[half], low, scales.second[half]),
                           dev::fma(scales.first[half], high, scales.second[half]));
+  }
+};
+
+// Numbers of entries of kTable4 (ops/weight_panels.h), four bits each; what they stand for are signed bytes.
+template <ScaleScheme kScheme>
+struct TableCodes : Codes<4, kScheme> {
+  using Base = Codes<4, kScheme>;
+  using Share = typename Base::Share;
+  static constexpr int kZero = 0;
+
+  // Entries of the numbers in the lower four nibbles of a word, in order. A selector of byte_permute is three bits: the
+  // fourth one chooses between the halves of the table.
+  static LAPIDARY_DEVICE uint32_t four_entries(uint32_t numbers) {
+    const uint32_t place = numbers & 0x7777u;
+    const uint32_t low = dev::byte_permute(stored::table_word(0), stored::table_word(1), place);
+    const uint32_t high = dev::byte_permute(stored::table_word(2), stored::table_word(3), place);
+    return dev::byte_permute(low, high, 0x3210u | (numbers & 0x8888u) >> 1);
+  }
+  static LAPIDARY_DEVICE void bytes(const Share& s, int group, int half, uint32_t& even, uint32_t& odd) {
+    const uint32_t word = s.code[2 * group + half];
+    const uint32_t first = four_entries(word), second = four_entries(word >> 16);
+    even = dev::byte_permute(first, second, 0x6420u);
+    odd = dev::byte_permute(first, second, 0x7531u);
+  }
+  static LAPIDARY_DEVICE uint32_t operand(const Share& s, const GroupScales& scales, int group, int half, int pair) {
+    uint32_t even, odd;
+    bytes(s, group, half, even, odd);
+    float low, high;
+    signed_pair(pair % 2 ? odd : even, pair / 2, low, high);
+    if constexpr (Base::kScaleAfter != ScaleAfter::never) return dev::pack_bf16(low, high);
+    return dev::pack_bf16(unfused_mul(scales.first[half], low), unfused_mul(scales.first[half], high));
   }
 };
 
@@ -340,10 +378,12 @@ void with_format(const TensorView& w, const Visit& visit) {
     case DType::q4_0: return visit(Codes<4, ScaleScheme::pair>());
     case DType::q4_1: return visit(Codes<4, ScaleScheme::pair_min>());
     case DType::q5_0: return visit(Codes<5, ScaleScheme::pair>());
+    case DType::q5_1: return visit(Codes<5, ScaleScheme::pair_min>());
     case DType::q8_0: return visit(Codes<8, ScaleScheme::pair>());
     case DType::q4_k: return visit(Codes<4, ScaleScheme::super_min>());
     case DType::q5_k: return visit(Codes<5, ScaleScheme::super_min>());
     case DType::q6_k: return visit(Codes<6, ScaleScheme::super>());
+    case DType::iq4_xs: return visit(TableCodes<ScaleScheme::super>());
     case DType::i8: return visit(Codes<8, ScaleScheme::row>());
     default: break;  // i4
   }

@@ -13,7 +13,7 @@
 // In a group of 32 columns a lane's eight are the k indices of two steps; x is read in the same order, 16 bytes for both.
 //
 // What is rounded (ops/matmul.h, "bf16" and "bf16 x"): x to bf16; weights as the table of dequantize.cuh says: exact but for formats with
-// a minimum, q6_k and f16. A tensor core adds the 16 products of a step to the sum with at most 18 errors of 2⁻²⁴ of the largest
+// a minimum, q3_k, q6_k, iq4_xs and f16. A tensor core adds the 16 products of a step to the sum with at most 18 errors of 2⁻²⁴ of the largest
 // (Fasi et al. 2021, PeerJ CS 7:e330: products are exact, aligned to the largest and cut off, in one or two steps). Where a group's
 // scale is applied after the sum, one fused addition per 32 columns.
 //

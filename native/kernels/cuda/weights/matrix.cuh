@@ -30,13 +30,14 @@ static inline Matrix describe_matrix(const TensorView& view) {
 
 namespace packed {
 
-// The code in column k % 64 of a record, row r of 16. `codes` points behind the sub-scales.
+// The code, or what it stands for in the table, in column k % 64 of a record, row r of 16. `codes` points behind the sub-scales.
 LAPIDARY_DEVICE int code(CodeWidth width, const unsigned char* codes, int r, int column) {
   const int group = column / 32, lane = lane_of(r, column % 32), half = r / 8, c = column % 8;
   if (width == CodeWidth::u8) return int8_t(stored::byte_at(codes, group * 512 + lane * 16 + half * 8 + byte_of(c)));
   const int nibble = nibble_of(c);
   const uint32_t word = dev::load(reinterpret_cast<const uint32_t*>(codes) + lane * 4 + 2 * group + half);
   int code = int(word >> (4 * nibble) & 15);
+  if (width == CodeWidth::table4) return stored::table_value(code);
   const uint32_t* planes = reinterpret_cast<const uint32_t*>(codes + 512);
   if (width == CodeWidth::u5) code |= int(dev::load(planes + lane) >> plane_bit(group, half, nibble) & 1) << 4;
   if (width == CodeWidth::u6) code |= int(dev::load(planes + lane * 2 + group) >> plane_pair(half, nibble) & 3) << 4;
@@ -89,7 +90,7 @@ LAPIDARY_DEVICE float weight(const Panels& p, int64_t row, int64_t k) {
     }
     case ScaleScheme::super: {
       const int sub = int8_t(byte_entry(own, column / 16, r));
-      return mul(mul(single_entry(head, 0, 1, r), float(sub)), q - 32);
+      return mul(mul(single_entry(head, 0, 1, r), float(sub)), p.codes == CodeWidth::u6 ? q - 32 : q);
     }
     default: {  // row; signed bytes are codes with zero 0, which the head says too
       return mul(single_entry(head, 0, 2, r), q - single_entry(head, 1, 2, r));

@@ -10,6 +10,7 @@ struct PackSource {
   const unsigned char* weight;
   const unsigned char* scales;
   const unsigned char* zeros;
+  const int32_t* order;   // of columns, or null
   int64_t weight_stride;  // bytes of a row of the tensor
   int64_t scale_stride, zero_stride;
   int64_t rows, columns;  // of the matrix
@@ -25,8 +26,12 @@ struct PackSource {
   }
   LAPIDARY_DEVICE static int awq_position(int64_t row) { return int((row >> 1 & 3) | (row & 1) << 2); }
 
-  // The code of a weight; of i8_channel and q8_0 signed.
+  // The code of a weight as panels hold it; of i8_channel, q8_0 and iq4_nl signed (ops/pack_weights.h, panels on CUDA).
   LAPIDARY_DEVICE int code(int64_t row, int64_t k) const {
+    if (order) {
+      k = dev::load(order + k);
+      if (k < 0 || k >= columns) return 8;
+    }
     switch (format) {
       case WeightFormat::i8_channel: return int8_t(stored::byte_at(weight + row * weight_stride, k));
       case WeightFormat::i4_channel:
@@ -38,7 +43,8 @@ struct PackSource {
         return int(word(weight + row * weight_stride, k / 8) >> (4 * (k & 7)) & 15);
       default: {
         const int weights = stored::block_weights(dtype);
-        return stored::code(dtype, block(row, k / weights), int(k % weights));
+        const int code = stored::code(dtype, block(row, k / weights), int(k % weights));
+        return dtype == DType::iq4_nl ? stored::table_value(code) : dtype == DType::q3_k ? code + 28 : code;
       }
     }
   }
@@ -88,6 +94,7 @@ static inline PackSource describe_source(const Call& call) {
     s.scale_dtype = scales.dtype;
     s.scale_stride = scales.strides[0] * info(scales.dtype).block_bytes;
   }
+  if (call.in[3].present()) s.order = call.in[3].as<const int32_t>();
   if (zeros.present()) {
     s.zeros = zeros.data;
     s.i8_zeros = zeros.dtype == DType::i8;
