@@ -151,6 +151,21 @@ describe('other models', () => {
     expect(embeddingScale).toBeCloseTo(Math.sqrt(32), 2)
   })
 
+  test('added pieces beyond the rows of the embedding are left out: the image marker of Gemma 3 1B', async () => {
+    const copy = join(folder, 'beyond')
+    cpSync(join(fixtures, 'oracle/gemma1-tiny'), copy, { recursive: true })
+    writeTokenizer(join(copy, 'tokenizer.json'), 96)
+    const json = JSON.parse(readFileSync(join(copy, 'tokenizer.json'), 'utf8')) as { added_tokens: object[] }
+    json.added_tokens.push({ id: 96, content: '<image_soft_token>', special: true })
+    writeFileSync(join(copy, 'tokenizer.json'), JSON.stringify(json))
+    await quantizeCheckpoint(device, copy, output, { type: 'q8_0' })
+    const ours = await openCheckpoint(output)
+    expect(ours.tensors.get('token_embd.weight')!.shape).toEqual([96, 32])
+    const { tokens, scores, types } = lists(ours)
+    expect([tokens.length, scores.length, types.length]).toEqual([96, 96, 96])
+    expect(tokens.at(-1)).toBe('p91')
+  })
+
   test('a GGUF file of floats: its metadata is copied, its norms are left alone', async () => {
     const first = join(folder, 'half.gguf')
     const copy = join(folder, 'gemma1')

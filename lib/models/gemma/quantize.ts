@@ -17,8 +17,8 @@ import { cast } from '../../ops/row-ops.ts'
 import { scope } from '../../scope.ts'
 import { Tensor } from '../../tensor.ts'
 import { type GemmaConfig, gemmaConfig } from './config.ts'
-import { fileTypeMetadata, ggufMetadata, tokenizerMetadata } from './gguf-metadata.ts'
-import { readVocabulary } from './gguf-vocabulary.ts'
+import { fileTypeMetadata, type GgufVocabulary, ggufMetadata, tokenizerMetadata } from './gguf-metadata.ts'
+import { control, readVocabulary, userDefined } from './gguf-vocabulary.ts'
 import { embeddingTensor, type LayerWeights, modelWeights } from './weights.ts'
 
 export const quantizedTypes = ['q4_0', 'q8_0'] as const
@@ -113,11 +113,23 @@ interface Description {
 
 function describeOutput(checkpoint: Checkpoint, config: GemmaConfig, type: QuantizedType): Description {
   if (checkpoint.format === 'gguf') return copyMetadata(checkpoint, config, type)
-  const vocabulary = readVocabulary(checkpoint)
+  const vocabulary = firstPieces(readVocabulary(checkpoint), config.vocabularySize)
   const { tokens } = vocabulary
   const positionDivisor = 1 / config.positionScale.global
   const model = { ...config, name: basename(resolve(checkpoint.path)), positionDivisor, type }
   return { metadata: [...ggufMetadata(model), ...tokenizerMetadata(vocabulary)], pieces: tokens.length }
+}
+
+/**
+ * Gemma 3's tokenizer ends with a marker for images, for which its text models have no row. Added pieces that the model cannot read are left
+ * out; ordinary ones, which text would need, mean that the files do not belong together.
+ */
+function firstPieces(vocabulary: GgufVocabulary, count: number): GgufVocabulary {
+  const { tokens, scores, types } = vocabulary
+  if (types.subarray(count).some((type) => type !== control && type !== userDefined)) {
+    return vocabulary
+  }
+  return { ...vocabulary, tokens: tokens.slice(0, count), scores: scores.slice(0, count), types: types.slice(0, count) }
 }
 
 /**
