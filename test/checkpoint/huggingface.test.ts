@@ -316,6 +316,12 @@ describe('what a path leads to', () => {
     await rejectsCode(openCheckpoint(folder), 'ERR_FILE', /b-00002-of-00002\.gguf: there is no such file/)
   })
 
+  test('a GGUF file without the ending, as caches name theirs by hash', async () => {
+    write({ 'sha256-0a1b': buildGguf(smallGguf).bytes, 'sha256-short': 'GGU' })
+    expect((await openCheckpoint(join(folder, 'sha256-0a1b'))).tensors.size).toBe(6)
+    await rejectsCode(openCheckpoint(join(folder, 'sha256-short')), 'ERR_CHECKPOINT_UNSUPPORTED', /that ends in/)
+  })
+
   test('the GGUF fixture', async () => {
     const checkpoint = await openCheckpoint(fileURLToPath(new URL('../../models/tiny-q4_0.gguf', import.meta.url)))
     expect(checkpoint.config['gemma3.block_count']).toBe(8)
