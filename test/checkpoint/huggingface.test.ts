@@ -288,7 +288,12 @@ describe('what a path leads to', () => {
       'ERR_FILE',
       /expected model\.safetensors\.index\.json beside 2 safetensors files/,
     ],
-    ['two GGUF models', ['a.gguf', 'b.gguf'], 'ERR_FILE', /expected one GGUF model, got 2/],
+    [
+      'two GGUF models',
+      ['a.gguf', 'b.gguf'],
+      'ERR_FILE',
+      /expected one GGUF model, got 2: name one of the files: "a\.gguf", "b\.gguf"/,
+    ],
     ['an adapter alone', ['adapter_model.safetensors'], 'ERR_FILE', /got none of them among 1 files/],
   ])('a folder with %s', async (_, names, code, message) => {
     write(Object.fromEntries(names.map((name) => [name, ''])))

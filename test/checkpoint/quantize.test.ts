@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, linkSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -275,6 +275,31 @@ describe('other models', () => {
       'ERR_CHECKPOINT_CORRUPT',
       message,
     )
+  })
+
+  test('the original is never written over, under any of its names', async () => {
+    const copy = mkdtempSync(join(folder, 'original-'))
+    cpSync(tiny, copy, { recursive: true })
+    const file = join(copy, 'model.safetensors')
+    const before = readFileSync(file)
+    symlinkSync(file, join(copy, 'link.gguf'))
+    linkSync(file, join(copy, 'same.gguf'))
+    for (const name of ['model.safetensors', 'link.gguf', 'same.gguf']) {
+      const written = quantizeCheckpoint(device, copy, join(copy, name), { type: 'q4_0' })
+      await rejectsCode(written, 'ERR_INVALID_ARGUMENT', /output: expected another file than the input's own/)
+    }
+    expect(readFileSync(file).equals(before)).toBe(true)
+  })
+
+  test('what is no file is not replaced, and a folder that is missing is named', async () => {
+    const refused: [string, RegExp][] = [
+      [folder, /expected a file to write, got a folder/],
+      [join(folder, 'absent', 'q.gguf'), /q\.gguf: there is no such folder as .*absent/],
+    ]
+    if (process.platform !== 'win32')
+      refused.push(['/dev/null', /expected a file to write, got a device, pipe or socket/])
+    for (const [path, message] of refused)
+      await rejectsCode(quantizeCheckpoint(device, tiny, path, { type: 'q4_0' }), 'ERR_FILE', message)
   })
 
   test('arguments and signals', async () => {

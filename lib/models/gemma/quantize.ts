@@ -3,6 +3,7 @@
  * arrange it.
  * @module
  */
+import { statSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import { type Checkpoint, openCheckpoint, type StoredTensor } from '../../checkpoint/checkpoint.ts'
 import { parseGguf } from '../../checkpoint/gguf.ts'
@@ -81,6 +82,7 @@ export async function quantizeCheckpoint(
   expectOneOf('headType', headType, quantizedHeadTypes)
   throwIfAborted(signal, output)
   const checkpoint = typeof input === 'string' ? await openCheckpoint(input) : input
+  expectOtherFile(checkpoint, output)
   const config = gemmaConfig(checkpoint)
   if (config.architecture === 'gemma-embedding') {
     throw new LapidaryError(
@@ -92,6 +94,20 @@ export async function quantizeCheckpoint(
   expectSameModel(checkpoint, config, metadata)
   const tensors = listTensors(device, checkpoint, config, pieces, { type, headType })
   return writeGguf(output, metadata, tensors, { ...(onProgress && { onProgress }), ...(signal && { signal }) })
+}
+
+/** The original cannot be made again from what is quantised. */
+function expectOtherFile(checkpoint: Checkpoint, output: string): void {
+  const place = (file: string): string | undefined => {
+    const there = statSync(file, { bigint: true, throwIfNoEntry: false })
+    return there && `${there.dev}:${there.ino}`
+  }
+  const target = place(output)
+  if (target === undefined || !checkpoint.files.some((file) => place(file) === target)) return
+  throw new LapidaryError(
+    'ERR_INVALID_ARGUMENT',
+    `quantizeCheckpoint: output: expected another file than the input's own, got ${output}`,
+  )
 }
 
 function expectOneOf(what: string, value: string, of: readonly string[]): void {
