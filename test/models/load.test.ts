@@ -307,6 +307,20 @@ describe('the packed cache', () => {
     utimesSync(join(place, old), 1_000_000_000, 1_000_000_000)
     ;(await cached(path)).dispose()
     expect(files().sort()).toEqual([cache, fresh])
+    // A start that finds a cache writes none, and may be the last one.
+    writeFileSync(join(place, old), 'x')
+    utimesSync(join(place, old), 1_000_000_000, 1_000_000_000)
+    using found = await cached(path)
+    expect(found.fromCache).toBe(true)
+    expect(files().sort()).toEqual([cache, fresh])
+  })
+
+  test('a folder that is named and missing is made', async () => {
+    const { path, place } = copy()
+    const packedCache = join(place, 'new', 'caches')
+    ;(await cached(path, { packedCache })).dispose()
+    using model = await cached(path, { packedCache })
+    expect(model.fromCache).toBe(true)
   })
 
   test('an abort ends the load and leaves no file', async () => {
