@@ -41,7 +41,7 @@ async function measure(
 
 /** The memory is given back before anything else is measured. */
 async function readLimit(device: Device, bytes: number, signal: AbortSignal | undefined): Promise<number> {
-  using large = await probeMemory(device, bytes)
+  using large = await probeMemory(device, bytes, signal)
   return await measure(large, 'read', 1, signal)
 }
 

@@ -17,7 +17,11 @@ afterAll(() => rmSync(scratch, { recursive: true, force: true }))
 
 test('the limits of the machine are not measured to their end where nobody waits for them', async () => {
   const device = await anyDevice()
+  await device.stream.synchronize()
+  const { buffers, bytes } = device.memory()
   await expect(measureLimits(device, AbortSignal.abort('enough'))).rejects.toBe('enough')
+  await device.stream.synchronize()
+  expect(device.memory()).toMatchObject({ buffers, bytes })
 })
 
 describe('perplexity', () => {
