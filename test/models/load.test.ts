@@ -120,6 +120,10 @@ describe('a checkpoint that does not fit is one error that names file, tensor an
     // The same bytes from a row further on.
     const shifted = { ...embedding, offset: other.offset }
     expect(await last(headed(untied, shifted))).not.toEqual(tied)
+    // Nor does the packed cache of one serve the other.
+    const packedCache = mkdtempSync(join(folder, 'untied-'))
+    for (const config of [open4.config, untied]) (await load(headed(config, embedding), { packedCache })).dispose()
+    expect(readdirSync(packedCache).length).toBe(2)
     const text = { ...open4.config, text_config: { tie_word_embeddings: false } }
     expect(await last(headed(text, shifted))).not.toEqual(tied)
     await expect(load(headed(untied))).rejects.toMatchObject({

@@ -284,7 +284,12 @@ export class Loader {
   }
 
   #identity(): CacheIdentity {
-    return cacheIdentity(this.#device, this.#widen ? { weights: 'f32' } : { head: this.#options.head })
+    // config.json, which says whether the head is the embedding, is none of the files whose time is compared.
+    const isUntied = this.#checkpoint.format === 'safetensors' && this.#weights.head !== undefined
+    return cacheIdentity(this.#device, {
+      ...(this.#widen ? { weights: 'f32' } : { head: this.#options.head }),
+      ...(isUntied && { source: 'untied' }),
+    })
   }
 
   #progress(bytes: number, total: number): void {
