@@ -7,7 +7,7 @@ import type { DType } from '../dtype.ts'
 import { describeValue, LapidaryError } from '../errors.ts'
 import { openGguf } from './gguf-files.ts'
 import { findInFolder, openSafetensors, openSafetensorsIndex } from './huggingface.ts'
-import { fileError, unsupported } from './source.ts'
+import { fileError, unsupported, withFile } from './source.ts'
 
 /** Where a tensor lies and what it is. `Tensor.map(device, file, { shape, dtype, offset })` takes one whose dtype is defined. */
 export interface StoredTensor {
@@ -48,7 +48,7 @@ export interface Checkpoint {
 
 /**
  * Opens a checkpoint: a Hugging Face folder, a `.safetensors` file, a `.safetensors.index.json`, or a `.gguf` file (of a split one
- * any part). A folder that holds one GGUF model is taken for it. Reads headers, checks them against the files' sizes, and closes the files.
+ * any part; without the ending too, as caches keep them). A folder that holds one GGUF model is taken for it. Reads headers, checks them against the files' sizes, and closes the files.
  *
  * @throws ERR_FILE if a file is absent or cannot be read, ERR_CHECKPOINT_CORRUPT if files contradict themselves,
  *   ERR_CHECKPOINT_UNSUPPORTED if they are of a kind that cannot be run. The message names file, tensor or key, and byte offset.
@@ -68,12 +68,21 @@ export async function openCheckpoint(path: string): Promise<Checkpoint> {
   if (isFolder(path)) file = findInFolder(path)
   if (file.endsWith('.safetensors.index.json')) return openSafetensorsIndex(path, file)
   if (file.endsWith('.safetensors')) return openSafetensors(path, file)
-  if (file.endsWith('.gguf')) return openGguf(path, file)
+  if (file.endsWith('.gguf') || isGguf(file)) return openGguf(path, file)
   throw unsupported(
     path,
     undefined,
     'expected a folder, or a file that ends in .safetensors, .safetensors.index.json or .gguf',
   )
+}
+
+/** Caches name files by their hash: what a file is stands in its first bytes. */
+function isGguf(file: string): boolean {
+  return withFile(file, (source) => {
+    const magic = Buffer.alloc(4)
+    if (source.size >= magic.length) source.read(0, magic)
+    return magic.toString('latin1') === 'GGUF'
+  })
 }
 
 function isFolder(path: string): boolean {

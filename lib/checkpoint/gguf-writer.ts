@@ -3,7 +3,7 @@
  * @module
  */
 import { randomBytes } from 'node:crypto'
-import { open, rename, unlink } from 'node:fs/promises'
+import { open, rename, stat, unlink } from 'node:fs/promises'
 import { type DType, dtypes } from '../dtype.ts'
 import { LapidaryError } from '../errors.ts'
 import {
@@ -15,7 +15,7 @@ import {
   ggufValueTypes,
   numericArrays,
 } from './gguf-types.ts'
-import { fileError, quote } from './source.ts'
+import { outputError, quote } from './source.ts'
 
 /** What ggml assumes where the metadata does not say. */
 const alignment = 32
@@ -73,9 +73,10 @@ export async function writeGguf(
   const total = placed.reduce((sum, { bytes }) => sum + bytes, 0)
   const partial = `${path}.${randomBytes(6).toString('hex')}.partial`
   let done = 0
-  const fail = (error: unknown): LapidaryError => (error instanceof LapidaryError ? error : fileError(path, error))
+  const fail = (error: unknown): LapidaryError => (error instanceof LapidaryError ? error : outputError(path, error))
 
   throwIfAborted(signal, path)
+  await expectReplaceable(path)
   const file = await open(partial, 'wx').catch((error: unknown) => {
     throw fail(error)
   })
@@ -119,6 +120,14 @@ export async function writeGguf(
       throw fail(error)
     }
   }
+}
+
+/** The file is renamed into its place: what is there and is no file, /dev/stdout for one, would be gone. */
+async function expectReplaceable(path: string): Promise<void> {
+  const there = await stat(path).catch(() => undefined)
+  if (there === undefined || there.isFile()) return
+  const kind = there.isDirectory() ? 'a folder' : 'a device, pipe or socket'
+  throw new LapidaryError('ERR_FILE', `${path}: expected a file to write, got ${kind}`)
 }
 
 function invalid(what: string): LapidaryError {

@@ -32,7 +32,7 @@ export function findInFolder(folder: string): string {
   if (safetensors.length > 1) {
     throw new LapidaryError(
       'ERR_FILE',
-      `${folder}: expected ${indexName} beside ${safetensors.length} safetensors files, got none: name one of the files`,
+      `${folder}: expected ${indexName} beside ${safetensors.length} safetensors files, got none: name one of the files: ${listed(safetensors)}`,
     )
   }
   // A vision projector lies beside its model, and is none.
@@ -42,7 +42,7 @@ export function findInFolder(folder: string): string {
   if (models.length > 1) {
     throw new LapidaryError(
       'ERR_FILE',
-      `${folder}: expected one GGUF model, got ${models.length}: name one of the files`,
+      `${folder}: expected one GGUF model, got ${models.length}: name one of the files: ${listed(models)}`,
     )
   }
   const pickled = names.find((name) => /\.(bin|pt|pth|ckpt|h5|msgpack|npz)$/.test(name))
@@ -57,6 +57,12 @@ export function findInFolder(folder: string): string {
     'ERR_FILE',
     `${folder}: expected ${singleName}, ${indexName} or a .gguf file, got none of them among ${names.length} files`,
   )
+}
+
+/** Names in a message: the first few of many. */
+function listed(names: readonly string[]): string {
+  const shown = names.slice(0, 8).map((name) => quote(name))
+  return [...shown, ...(names.length > shown.length ? ['…'] : [])].join(', ')
 }
 
 /** A checkpoint of one safetensors file. */

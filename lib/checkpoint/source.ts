@@ -3,6 +3,7 @@
  * @module
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { type ErrorCode, LapidaryError } from '../errors.ts'
 
 /** A file whose bytes can be read at any place. Reads are synchronous: headers are small, and their parsing takes longer. */
@@ -96,6 +97,12 @@ export function fileError(path: string, error: unknown): LapidaryError {
   const code = (error as NodeJS.ErrnoException | undefined)?.code ?? ''
   const reason = reasons[code] ?? (error instanceof Error ? error.message : String(error))
   return new LapidaryError('ERR_FILE', `${path}: ${reason}`, { cause: error })
+}
+
+/** The same for a file that was to be written: what is not there is its folder. */
+export function outputError(path: string, error: unknown): LapidaryError {
+  if ((error as NodeJS.ErrnoException | undefined)?.code !== 'ENOENT') return fileError(path, error)
+  return new LapidaryError('ERR_FILE', `${path}: there is no such folder as ${dirname(path)}`, { cause: error })
 }
 
 /** Text from a file, made fit for one line of a message: cut, and without control characters. */

@@ -264,7 +264,7 @@ async function measure(
     using probed = await Device.open('cpu', opened)
     const info = probed.info()
     device = { name: info.name, isa: info.isa, threads: info.threads }
-    limits = await measureLimits(probed)
+    limits = await measureLimits(probed, signal)
   }
   signal.throwIfAborted()
   const contextLength = options.contextLength ?? (await neededContext(path, options))

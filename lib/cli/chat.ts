@@ -3,7 +3,7 @@
  * @module
  */
 import { writeFileSync } from 'node:fs'
-import { fileError } from '../checkpoint/source.ts'
+import { outputError } from '../checkpoint/source.ts'
 import type { ChatMessage, ContentPart, Gemma, GenerateOptions, GenerationResult } from '../index.ts'
 import { describeFailure } from './failure.ts'
 import { formatCount, formatTable } from './format.ts'
@@ -140,7 +140,7 @@ class Conversation {
       note(`saved to ${path}`)
     } catch (error) {
       const exists = (error as NodeJS.ErrnoException).code === 'EEXIST'
-      note(exists ? `${path} exists and is left as it is` : fileError(path, error).message)
+      note(exists ? `${path} exists and is left as it is` : outputError(path, error).message)
     }
   }
 

@@ -21,9 +21,15 @@ function median(values: readonly number[]): number {
 }
 
 /** Work per second in 10⁹; 0 where the device lacks the instruction. */
-async function measure(buffer: Tensor, kind: ProbeKind, repetitions: number): Promise<number> {
+async function measure(
+  buffer: Tensor,
+  kind: ProbeKind,
+  repetitions: number,
+  signal: AbortSignal | undefined,
+): Promise<number> {
   const rates: number[] = []
   for (let i = 0; i < 5; i++) {
+    signal?.throwIfAborted()
     const start = performance.now()
     using counted = probe(buffer, kind, repetitions)
     const work = ((await counted.read()) as Float32Array).reduce((sum, value) => sum + value, 0)
@@ -34,20 +40,23 @@ async function measure(buffer: Tensor, kind: ProbeKind, repetitions: number): Pr
 }
 
 /** The memory is given back before anything else is measured. */
-async function readLimit(device: Device, bytes: number): Promise<number> {
-  using large = await probeMemory(device, bytes)
-  return await measure(large, 'read', 1)
+async function readLimit(device: Device, bytes: number, signal: AbortSignal | undefined): Promise<number> {
+  using large = await probeMemory(device, bytes, signal)
+  return await measure(large, 'read', 1, signal)
 }
 
-/** Takes about a second, and for that time 1 GiB per thread or an eighth of the memory, whichever is less. */
-export async function measureLimits(device: Device): Promise<Limits> {
+/**
+ * Takes about a second, many on a busy machine, and for that time 1 GiB per thread or an eighth of the memory, whichever is less.
+ * @throws the signal's reason, between two measurements
+ */
+export async function measureLimits(device: Device, signal?: AbortSignal): Promise<Limits> {
   const { threads, memoryLimit } = device.info()
   const bytes = Math.floor(Math.min(threads * gib, memoryLimit / 8))
-  const read = await readLimit(device, bytes)
+  const read = await readLimit(device, bytes, signal)
   using small = Tensor.zeros(device, [64], 'u8')
   let compute: Limits['compute'] = { kind: 'fma_f32', gops: 0 }
   for (const kind of computeKinds) {
-    const gops = await measure(small, kind, 1_000_000)
+    const gops = await measure(small, kind, 1_000_000, signal)
     if (gops > compute.gops) compute = { kind, gops }
   }
   return { read, compute }

@@ -16,7 +16,7 @@ import {
   numberWithin,
   tokenCounts,
 } from './options.ts'
-import { endQuietlyOnClosedPipe } from './terminal.ts'
+import { endWithOutput } from './terminal.ts'
 
 const json = 'print one JSON document'
 const jsonLines = 'print JSON lines: one per token, then the whole result'
@@ -268,7 +268,7 @@ program
     process.exitCode = buildFromSource(options.json === true)
   })
 
-endQuietlyOnClosedPipe()
+endWithOutput()
 try {
   await program.parseAsync()
 } catch (error) {

@@ -20,11 +20,8 @@ export interface QuantizeCommandOptions {
 }
 
 function checkOutput(path: string, force: boolean): void {
-  if (!existsSync(path)) return
-  if (statSync(path).isDirectory()) {
-    throw new LapidaryError('ERR_FILE', `${path}: expected a file to write, got a folder`)
-  }
-  if (!force) throw new LapidaryError('ERR_FILE', `${path}: exists; --force replaces it`)
+  if (existsSync(path) && statSync(path).isFile() && !force)
+    throw new LapidaryError('ERR_FILE', `${path}: exists; --force replaces it`)
 }
 
 /** Runs the command. */

@@ -49,14 +49,15 @@ export function note(text: string): void {
 }
 
 /**
- * Lets the reader of a pipe leave (`lapidary generate | head -1`): output that nobody takes ends the process quietly.
- * Without this, Node reports EPIPE as an uncaught exception.
+ * Lets the reader of a pipe leave (`lapidary generate | head -1`): output that nobody takes ends the process quietly. Output that cannot be
+ * written, as on a full disk, ends it with one line and status 1. Without this, Node reports either as an uncaught exception.
  */
-export function endQuietlyOnClosedPipe(): void {
+export function endWithOutput(): void {
   for (const stream of [process.stdout, process.stderr]) {
     stream.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') throw error
-      process.exit(0)
+      if (error.code === 'EPIPE') process.exit(0)
+      if (stream === process.stdout) process.stderr.write(`error: standard output: ${error.message}\n`)
+      process.exit(1)
     })
   }
 }

@@ -23,6 +23,7 @@ import { ImageReader } from './image-reader.ts'
 import { KvCache, type KvMemory, kvMemory } from './kv-cache.ts'
 import {
   checkIds,
+  checkOptions,
   checkSignal,
   checkStop,
   checkStopTokens,
@@ -180,6 +181,7 @@ export class Gemma implements AsyncDisposable {
    * const gemma = await Gemma.load('gemma-3-4b-it-q4_0.gguf', { contextLength: 32_768, kv: 'i8' })
    */
   static async load(path: string = bundledModel, options: GemmaOptions = {}): Promise<Gemma> {
+    checkOptions(options)
     const signal = checkSignal(options.signal)
     if (signal?.aborted) throw abortError(signal)
     const checkpoint = await openCheckpoint(path)
@@ -259,6 +261,7 @@ export class Gemma implements AsyncDisposable {
    * for await (const piece of gemma.stream('The king said', { temperature: 0.8, stop: '\n' })) process.stdout.write(piece.text)
    */
   stream(prompt: string | ArrayLike<number> | readonly ContentPart[], options: GenerateOptions = {}): Generation {
+    checkOptions(options)
     if (hasImagePart(prompt)) {
       const images = this.#expectImages()
       return this.#start((signal) => images.prompt(prompt, options, signal), options)
@@ -327,6 +330,7 @@ export class Gemma implements AsyncDisposable {
    * const { text } = await gemma.chat([{ role: 'user', content }]).result
    */
   chat(messages: readonly ChatMessage<ContentPart>[], options: GenerateOptions = {}): Generation {
+    checkOptions(options)
     if (!hasImageParts(messages)) {
       return this.stream(this.tokenizeChat(messages as readonly ChatMessage[], options), options)
     }
@@ -343,6 +347,7 @@ export class Gemma implements AsyncDisposable {
     messages: readonly ChatMessage[],
     options: { readonly allowMarkers?: boolean | undefined } = {},
   ): Int32Array {
+    checkOptions(options)
     const { allowMarkers = false } = options
     return this.#chatTemplate().encode(messages, { generationPrompt: true, allowMarkers })
   }
@@ -357,6 +362,7 @@ export class Gemma implements AsyncDisposable {
     image: ImageSource,
     options: { readonly panAndScan?: ImagePart['panAndScan']; readonly signal?: AbortSignal | undefined } = {},
   ): Promise<Float32Array[]> {
+    checkOptions(options)
     const signal = checkSignal(options.signal)
     return await this.#expectImages().encode({ type: 'image', image, panAndScan: options.panAndScan }, signal)
   }
@@ -370,6 +376,7 @@ export class Gemma implements AsyncDisposable {
     prompt: string | ArrayLike<number>,
     options: LogitsOptions = {},
   ): Promise<{ data: Float32Array; rows: number; vocabulary: number }> {
+    checkOptions(options)
     const vocabulary = this.config.vocabularySize
     const tokens = this.#ids(prompt, options.allowMarkers, this.#sizes.contextLength)
     const rows = Math.min(numberOption('rows', options.rows, positiveInteger, tokens.length), tokens.length)
@@ -392,6 +399,7 @@ export class Gemma implements AsyncDisposable {
    * const scores = await gemma.score('The king is dead', { top: 5 })
    */
   async score(text: string | ArrayLike<number>, options: ScoreOptions = {}): Promise<TokenLogprobs[]> {
+    checkOptions(options)
     const tokens = this.#ids(text, options.allowMarkers, this.#sizes.contextLength)
     const top = numberOption('top', options.top, topRange, 0)
     const result: TokenLogprobs[] = []
@@ -428,6 +436,7 @@ export class Gemma implements AsyncDisposable {
     text: string | ArrayLike<number>,
     options: PerplexityOptions = {},
   ): Promise<{ perplexity: number; tokens: number; nll: number }> {
+    checkOptions(options)
     const limit = this.#sizes.contextLength
     const length = numberOption('contextLength', options.contextLength, windowRange(2, limit), Math.min(512, limit))
     const stride = numberOption('stride', options.stride, windowRange(1, length), length)

@@ -200,6 +200,12 @@ export function checkStopTokens(stopTokens: unknown): ReadonlySet<number> {
   throw new LapidaryError('ERR_INVALID_ARGUMENT', 'stopTokens: expected an array of token ids')
 }
 
+/** @throws ERR_INVALID_ARGUMENT unless it is an object: null or a string would be read as if nothing had been asked for, or not at all. */
+export function checkOptions(options: unknown): void {
+  if (typeof options === 'object' && options !== null) return
+  throw new LapidaryError('ERR_INVALID_ARGUMENT', `options: expected an object, got ${describeValue(options)}`)
+}
+
 /** @throws ERR_INVALID_ARGUMENT unless it is an AbortSignal, or undefined. */
 export function checkSignal(signal: unknown): AbortSignal | undefined {
   if (signal === undefined || signal instanceof AbortSignal) return signal

@@ -100,7 +100,8 @@ const isInteger = (low: number, high: number): Range => ({
   holds: (value) => Number.isInteger(value) && value >= low && value <= high,
 })
 const probability: Range = { text: 'a number from 0 to 1', holds: (value) => value >= 0 && value <= 1 }
-const finite: Range = { text: 'a finite number', holds: Number.isFinite }
+/** In f32 it stays finite, also times a million tokens. */
+const penalty: Range = { text: 'a number from -1e30 to 1e30', holds: (value) => Math.abs(value) <= 1e30 }
 
 const ranges = {
   temperature: { text: 'a finite number of at least 0', holds: (value) => value >= 0 && value <= 3e38 },
@@ -108,8 +109,8 @@ const ranges = {
   topP: probability,
   minP: probability,
   repetitionPenalty: { text: 'a finite number above 0', holds: (value) => value > 1e-30 && value <= 1e30 },
-  presencePenalty: finite,
-  frequencyPenalty: finite,
+  presencePenalty: penalty,
+  frequencyPenalty: penalty,
   seed: isInteger(0, 2 ** 32 - 1),
   logprobs: isInteger(0, maxLogprobs),
 } satisfies Record<string, Range>

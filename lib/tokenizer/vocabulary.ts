@@ -101,6 +101,15 @@ export const longestProbe = 1024
 /** What sequences begin, end and are padded with, under every name that Gemma-like models use. */
 const sequencePieces = new Set(['<bos>', '<s>', '<eos>', '</s>', '<pad>'])
 
+/**
+ * What chat formats and images are written with. Published GGUF files list them as ordinary pieces: Google's own of Gemma 1 all of them, those
+ * of Gemma 1.1 at least `<end_of_turn>`. No merge makes them, so they would never be recognised.
+ */
+const knownMarkers = [
+  ...['<start_of_turn>', '<end_of_turn>', '<start_of_image>', '<end_of_image>', '<image_soft_token>'],
+  ...['<|turn>', '<turn|>'],
+]
+
 /** @internal */
 export class Vocabulary {
   readonly what: string
@@ -315,10 +324,19 @@ export class Vocabulary {
   /** Control pieces that are none of a sequence's own, such as turns in GGUF files, are markers. */
   #findMarkers(): void {
     const { types, bos, eos, pad } = this
+    for (const piece of knownMarkers) {
+      const id = this.idOf(piece)
+      if (id !== undefined && types[id] === PieceType.normal) types[id] = PieceType.marker
+    }
     for (let id = 0; id < this.size; id++) {
       const type = types[id]
       if (type !== PieceType.control && type !== PieceType.userDefined) continue
       const piece = this.pieceOf(id)
+      // llama.cpp's converter lists it as control; SentencePiece does not recognise it in text.
+      if (piece === '<unk>') {
+        types[id] = PieceType.unknown
+        continue
+      }
       const isOwn = sequencePieces.has(piece) || ((id === bos || id === eos || id === pad) && id !== this.endOfTurn)
       if (isOwn) types[id] = PieceType.control
       else if (type === PieceType.control || !isPlain(piece)) types[id] = PieceType.marker

@@ -158,7 +158,7 @@ test('what goes wrong leaves the file that was there, and nothing else', async (
   await rejectsCode(
     writeGguf(join(folder, 'none', 'out.gguf'), [architecture], []),
     'ERR_FILE',
-    /there is no such file/,
+    /there is no such folder as/,
   )
   await rejectsCode(writeGguf(folder, [architecture], []), 'ERR_FILE')
   expect(readdirSync(folder)).toEqual(['out.gguf'])

@@ -288,7 +288,12 @@ describe('what a path leads to', () => {
       'ERR_FILE',
       /expected model\.safetensors\.index\.json beside 2 safetensors files/,
     ],
-    ['two GGUF models', ['a.gguf', 'b.gguf'], 'ERR_FILE', /expected one GGUF model, got 2/],
+    [
+      'two GGUF models',
+      ['a.gguf', 'b.gguf'],
+      'ERR_FILE',
+      /expected one GGUF model, got 2: name one of the files: "a\.gguf", "b\.gguf"/,
+    ],
     ['an adapter alone', ['adapter_model.safetensors'], 'ERR_FILE', /got none of them among 1 files/],
   ])('a folder with %s', async (_, names, code, message) => {
     write(Object.fromEntries(names.map((name) => [name, ''])))
@@ -314,6 +319,12 @@ describe('what a path leads to', () => {
     }
     rmSync(files[1]!)
     await rejectsCode(openCheckpoint(folder), 'ERR_FILE', /b-00002-of-00002\.gguf: there is no such file/)
+  })
+
+  test('a GGUF file without the ending, as caches name theirs by hash', async () => {
+    write({ 'sha256-0a1b': buildGguf(smallGguf).bytes, 'sha256-short': 'GGU' })
+    expect((await openCheckpoint(join(folder, 'sha256-0a1b'))).tensors.size).toBe(6)
+    await rejectsCode(openCheckpoint(join(folder, 'sha256-short')), 'ERR_CHECKPOINT_UNSUPPORTED', /that ends in/)
   })
 
   test('the GGUF fixture', async () => {

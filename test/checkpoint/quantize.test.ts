@@ -1,4 +1,4 @@
-import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, linkSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -151,6 +151,21 @@ describe('other models', () => {
     expect(embeddingScale).toBeCloseTo(Math.sqrt(32), 2)
   })
 
+  test('added pieces beyond the rows of the embedding are left out: the image marker of Gemma 3 1B', async () => {
+    const copy = join(folder, 'beyond')
+    cpSync(join(fixtures, 'oracle/gemma1-tiny'), copy, { recursive: true })
+    writeTokenizer(join(copy, 'tokenizer.json'), 96)
+    const json = JSON.parse(readFileSync(join(copy, 'tokenizer.json'), 'utf8')) as { added_tokens: object[] }
+    json.added_tokens.push({ id: 96, content: '<image_soft_token>', special: true })
+    writeFileSync(join(copy, 'tokenizer.json'), JSON.stringify(json))
+    await quantizeCheckpoint(device, copy, output, { type: 'q8_0' })
+    const ours = await openCheckpoint(output)
+    expect(ours.tensors.get('token_embd.weight')!.shape).toEqual([96, 32])
+    const { tokens, scores, types } = lists(ours)
+    expect([tokens.length, scores.length, types.length]).toEqual([96, 96, 96])
+    expect(tokens.at(-1)).toBe('p91')
+  })
+
   test('a GGUF file of floats: its metadata is copied, its norms are left alone', async () => {
     const first = join(folder, 'half.gguf')
     const copy = join(folder, 'gemma1')
@@ -260,6 +275,31 @@ describe('other models', () => {
       'ERR_CHECKPOINT_CORRUPT',
       message,
     )
+  })
+
+  test('the original is never written over, under any of its names', async () => {
+    const copy = mkdtempSync(join(folder, 'original-'))
+    cpSync(tiny, copy, { recursive: true })
+    const file = join(copy, 'model.safetensors')
+    const before = readFileSync(file)
+    symlinkSync(file, join(copy, 'link.gguf'))
+    linkSync(file, join(copy, 'same.gguf'))
+    for (const name of ['model.safetensors', 'link.gguf', 'same.gguf']) {
+      const written = quantizeCheckpoint(device, copy, join(copy, name), { type: 'q4_0' })
+      await rejectsCode(written, 'ERR_INVALID_ARGUMENT', /output: expected another file than the input's own/)
+    }
+    expect(readFileSync(file).equals(before)).toBe(true)
+  })
+
+  test('what is no file is not replaced, and a folder that is missing is named', async () => {
+    const refused: [string, RegExp][] = [
+      [folder, /expected a file to write, got a folder/],
+      [join(folder, 'absent', 'q.gguf'), /q\.gguf: there is no such folder as .*absent/],
+    ]
+    if (process.platform !== 'win32')
+      refused.push(['/dev/null', /expected a file to write, got a device, pipe or socket/])
+    for (const [path, message] of refused)
+      await rejectsCode(quantizeCheckpoint(device, tiny, path, { type: 'q4_0' }), 'ERR_FILE', message)
   })
 
   test('arguments and signals', async () => {

@@ -1,11 +1,12 @@
 /** The command line as a whole: help, version, statuses; and the small commands. */
+import { spawnSync } from 'node:child_process'
 import { beforeAll, describe, expect, test } from 'vitest'
 import { packageManifest } from '../../lib/cli/build.ts'
 import { describeFailure, UsageError } from '../../lib/cli/failure.ts'
 import { tokenCounts } from '../../lib/cli/options.ts'
 import { LapidaryError } from '../../lib/errors.ts'
 import { Device } from '../../lib/index.ts'
-import { compileLibrary } from '../support/child.ts'
+import { compileLibrary, packageRoot } from '../support/child.ts'
 import { runCli } from './cli.ts'
 
 beforeAll(compileLibrary)
@@ -36,6 +37,13 @@ describe('help', () => {
 
 test('--version is the package’s', async () => {
   expect(await runCli(['--version'])).toMatchObject({ code: 0, stdout: `${packageManifest().version}\n` })
+})
+
+test.runIf(process.platform === 'linux')('output on a full disk is one line and status 1', async () => {
+  const cli = `"${process.execPath}" dist/cli/main.js`
+  const shell = spawnSync('sh', ['-c', `${cli} devices > /dev/full`], { cwd: packageRoot, encoding: 'utf8' })
+  expect(shell.status).toBe(1)
+  expect(shell.stderr).toMatch(/^error: standard output: ENOSPC[^\n]*\n$/)
 })
 
 test('an unknown command is a usage error that suggests one', async () => {

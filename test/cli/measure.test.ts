@@ -5,13 +5,24 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import type { BenchReport } from '../../lib/cli/bench.ts'
 import { operationsPerToken } from '../../lib/cli/bench.ts'
+import { measureLimits } from '../../lib/cli/limits.ts'
 import { gemmaSizes } from '../../lib/models/gemma/sizes.ts'
 import { compileLibrary } from '../support/child.ts'
+import { anyDevice } from '../support/devices.ts'
 import { bundledModel, evalText, runCli, tinyModel } from './cli.ts'
 
 const scratch = mkdtempSync(join(tmpdir(), 'lapidary-cli-'))
 beforeAll(compileLibrary)
 afterAll(() => rmSync(scratch, { recursive: true, force: true }))
+
+test('the limits of the machine are not measured to their end where nobody waits for them', async () => {
+  const device = await anyDevice()
+  await device.stream.synchronize()
+  const { buffers, bytes } = device.memory()
+  await expect(measureLimits(device, AbortSignal.abort('enough'))).rejects.toBe('enough')
+  await device.stream.synchronize()
+  expect(device.memory()).toMatchObject({ buffers, bytes })
+})
 
 describe('perplexity', () => {
   const text = join(scratch, 'text.txt')

@@ -284,6 +284,16 @@ describe('towers', () => {
     expect(norm(expected.map((value, i) => value - unrounded[i]!))).toBeGreaterThan(0)
   })
 
+  test("a projector whose feed-forward parts have each other's names, as the first published ones", async () => {
+    const soft: Float32Array[] = []
+    for (const exchanged of [false, true]) {
+      const mmproj = await writeProjector(path.join(root, `exchanged-${exchanged}.gguf`), { exchanged })
+      await using gemma = await load({ mmproj })
+      soft.push((await gemma.encodeImage(picture(1)))[0]!)
+    }
+    expect(soft[1]).toEqual(soft[0])
+  })
+
   test('a damaged projector beside a model, or one of another kind, is no hindrance to text', async () => {
     const gguf = await writeGgufFolder(path.join(root, 'damaged'))
     const file = path.join(gguf, 'mmproj-model-f16.gguf')

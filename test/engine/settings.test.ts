@@ -191,6 +191,10 @@ describe('limits', () => {
     refuse(prompt, { topP: 1.1 }, /topP/)
     refuse(prompt, { repetitionPenalty: 0 }, /repetitionPenalty/)
     refuse(prompt, { frequencyPenalty: Infinity }, /frequencyPenalty/)
+    // Finite here, and no longer in f32: the step of every request beside this one would fail.
+    refuse(prompt, { frequencyPenalty: 1e39 }, /frequencyPenalty/)
+    refuse(prompt, { presencePenalty: -1e308 }, /presencePenalty/)
+    for (const options of [null, 'fast', 7]) refuse(prompt, options as never, /options: expected an object, got/)
     refuse(prompt, { seed: -1 }, /seed/)
     refuse(prompt, { logprobs: 65 }, /logprobs/)
     refuse(prompt, { maxTokens: 0 }, /maxTokens/)

@@ -129,6 +129,8 @@ export interface ProjectorOptions {
   readonly stored?: StoredType
   /** Store them as f32 after all, with the values that they would have. Default false. */
   readonly widened?: boolean
+  /** Name what goes up in the feed-forward part down, and the other way round, as the first converter did. Default false. */
+  readonly exchanged?: boolean
 }
 
 export type StoredType = 'f32' | 'f16' | 'bf16' | 'q8_0'
@@ -164,8 +166,11 @@ export async function writeProjector(file: string, options: ProjectorOptions = {
     scaleFactor = tower.poolSize,
     stored = 'f32',
     widened = false,
+    exchanged = false,
   } = options
-  const tensors = weights(hidden).map(({ gguf, shape, values }): GgufTensor => {
+  const other = { ffn_up: 'ffn_down', ffn_down: 'ffn_up' }
+  const tensors = weights(hidden).map(({ gguf: name, shape, values }): GgufTensor => {
+    const gguf = exchanged ? name.replace(/ffn_up|ffn_down/, (part) => other[part as keyof typeof other]) : name
     // Writers have added 1 to the weight of Gemma's own norm.
     if (gguf === 'mm.soft_emb_norm.weight') {
       return { name: gguf, dtype: 'f32', shape, data: () => [new Uint8Array(values.map((x) => x + 1).buffer)] }

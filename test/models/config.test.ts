@@ -344,7 +344,7 @@ describe('refused', () => {
     ['a family of the prototype', { model_type: 'constructor' }, 'ERR_CHECKPOINT_UNSUPPORTED', 'model_type'],
     ['a multimodal file without text', { model_type: 'gemma3' }, 'ERR_CHECKPOINT_CORRUPT', 'text_config'],
     ['biases', { attention_bias: true }, 'ERR_CHECKPOINT_UNSUPPORTED', 'attention_bias'],
-    ['an untied head', { tie_word_embeddings: false }, 'ERR_CHECKPOINT_UNSUPPORTED', 'tie_word_embeddings'],
+    ['a head tied to no answer', { tie_word_embeddings: 'no' }, 'ERR_CHECKPOINT_CORRUPT', 'tie_word_embeddings'],
     ['another activation', { hidden_activation: 'silu' }, 'ERR_CHECKPOINT_UNSUPPORTED', 'hidden_activation'],
     ['no layers', { num_hidden_layers: 0 }, 'ERR_CHECKPOINT_CORRUPT', 'num_hidden_layers'],
     ['half a layer', { num_hidden_layers: 1.5 }, 'ERR_CHECKPOINT_CORRUPT', 'num_hidden_layers'],

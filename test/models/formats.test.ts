@@ -137,6 +137,26 @@ const cases: readonly Case[] = [
     products: 'int8',
   },
   {
+    name: 'gemma3, GPTQ of some matrices of each layer, named as in older multimodal files',
+    options: {
+      family: 'gemma3',
+      kinds: ['local', 'global'],
+      form: (matrix) => (['q', 'k', 'gate', 'down'].includes(matrix) ? 'gptq 32' : 'bf16'),
+    },
+    file: {
+      prefix: 'language_model.model.',
+      quantization: {
+        quant_method: 'gptq',
+        bits: 4,
+        group_size: 32,
+        desc_act: false,
+        lm_head: false,
+        modules_in_block_to_quantize: [['self_attn.q_proj', 'self_attn.k_proj'], ['mlp.gate_proj'], ['mlp.down_proj']],
+      },
+    },
+    products: 'int8',
+  },
+  {
     name: 'gemma2, AWQ',
     options: { family: 'gemma2', kinds, form: (matrix) => (matrix === 'embedding' ? 'f16' : 'awq 32 symmetric') },
     file: { quantization: { quant_method: 'awq', bits: 4, group_size: 32, version: 'gemm', zero_point: false } },

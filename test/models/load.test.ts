@@ -96,6 +96,53 @@ describe('a checkpoint that does not fit is one error that names file, tensor an
     expect(model.layers.length).toBe(8)
   })
 
+  test('a head of its own is used where the configuration says that it is not tied', async () => {
+    const open4 = await open()
+    const embedding = open4.tensors.get('model.embed_tokens.weight') as StoredTensor
+    const other = open4.tensors.get('model.layers.0.mlp.up_proj.weight') as StoredTensor
+    const untied = { ...open4.config, tie_word_embeddings: false }
+    const headed = (config: Checkpoint['config'], head?: StoredTensor): Checkpoint => ({
+      ...withTensors(open4, (tensors) => head && tensors.set('lm_head.weight', { ...head, name: 'lm_head.weight' })),
+      config,
+    })
+    const last = async (checkpoint: Checkpoint) => {
+      using model = await load(checkpoint)
+      return (
+        await run(
+          model,
+          ids.map((id) => id % 96),
+        )
+      ).logits
+    }
+    const tied = await last(open4)
+    expect(await last(headed(untied, embedding))).toEqual(tied)
+    expect(await last(headed(open4.config, { ...other, shape: embedding.shape }))).toEqual(tied)
+    // The same bytes from a row further on.
+    const shifted = { ...embedding, offset: other.offset }
+    expect(await last(headed(untied, shifted))).not.toEqual(tied)
+    // Nor does the packed cache of one serve the other.
+    const packedCache = mkdtempSync(join(folder, 'untied-'))
+    for (const config of [open4.config, untied]) (await load(headed(config, embedding), { packedCache })).dispose()
+    expect(readdirSync(packedCache).length).toBe(2)
+    const text = { ...open4.config, text_config: { tie_word_embeddings: false } }
+    expect(await last(headed(text, shifted))).not.toEqual(tied)
+    await expect(load(headed(untied))).rejects.toMatchObject({
+      code: 'ERR_CHECKPOINT_CORRUPT',
+      message: expect.stringMatching(/expected a tensor lm_head\.weight \[96, 48\]/),
+    })
+  })
+
+  test('a vision tower inside a GGUF model is passed over', async () => {
+    const checkpoint = withTensors(await openCheckpoint(bundledModel), (tensors) => {
+      const any = tensors.get('output_norm.weight') as StoredTensor
+      for (const other of ['v.patch_embedding.weight', 'mm.mm_soft_emb_norm.weight']) {
+        tensors.set(other, { ...any, name: other })
+      }
+    })
+    using model = await load(checkpoint)
+    expect(model.layers.length).toBe(8)
+  })
+
   test.each([name, matrix])('%s of a type that no kernel reads', async (wrong) => {
     const checkpoint = withTensors(await open(), (tensors) => {
       tensors.set(wrong, { ...(tensors.get(wrong) as StoredTensor), storedType: 'F8_E4M3', dtype: undefined })
@@ -264,6 +311,20 @@ describe('the packed cache', () => {
     utimesSync(join(place, old), 1_000_000_000, 1_000_000_000)
     ;(await cached(path)).dispose()
     expect(files().sort()).toEqual([cache, fresh])
+    // A start that finds a cache writes none, and may be the last one.
+    writeFileSync(join(place, old), 'x')
+    utimesSync(join(place, old), 1_000_000_000, 1_000_000_000)
+    using found = await cached(path)
+    expect(found.fromCache).toBe(true)
+    expect(files().sort()).toEqual([cache, fresh])
+  })
+
+  test('a folder that is named and missing is made', async () => {
+    const { path, place } = copy()
+    const packedCache = join(place, 'new', 'caches')
+    ;(await cached(path, { packedCache })).dispose()
+    using model = await cached(path, { packedCache })
+    expect(model.fromCache).toBe(true)
   })
 
   test('an abort ends the load and leaves no file', async () => {

@@ -366,6 +366,25 @@ describe('GGUF metadata', () => {
     expect([...tokenizer.encode('<eos>')]).not.toContain(1)
   })
 
+  test('turns listed as ordinary pieces, as in the GGUF files of Gemma 1, are markers all the same', () => {
+    const all: WrittenPiece[] = [...pieces, { piece: '<start_of_turn>' }, { piece: '<end_of_turn>' }]
+    const tokenizer = Tokenizer.fromGguf(
+      gguf({
+        'tokenizer.ggml.tokens': all.map(({ piece }) => piece),
+        'tokenizer.ggml.scores': Float32Array.from(all, ({ score = 0 }) => score),
+        // llama.cpp's converter lists <unk> as control.
+        'tokenizer.ggml.token_type': Int32Array.from(all, ({ piece, type = 1 }) => (piece === '<unk>' ? 3 : type)),
+      }),
+    )
+    expect([...tokenizer.encode('<start_of_turn>a<end_of_turn>')]).toEqual([265, 260, 266])
+    expect([...tokenizer.encode('<start_of_turn>', { markers: false })]).not.toContain(265)
+    expect(tokenizer.decode([265, 260, 266])).toBe('a')
+    expect(tokenizer.endOfTurn).toBe(266)
+    const unknown = tokenizer.idOf('<unk>')!
+    expect([...tokenizer.encode('<unk>')]).not.toContain(unknown)
+    expect(tokenizer.decode([260, unknown])).toBe(Tokenizer.fromGguf(gguf()).decode([260, unknown]))
+  })
+
   test('a space is put in front for other models than Gemma, unless the file says no', () => {
     const llama = gguf({ 'general.architecture': 'llama' })
     expect([...Tokenizer.fromGguf(llama).encode('ab')]).toEqual([263, 262])

@@ -98,7 +98,11 @@ function readLayerTypes(fields: Fields, layers: number, architecture: Architectu
   return patternLayers(layers, fields.integer(key, [1, limits.layers], architecture === 'gemma2' ? 2 : 6))
 }
 
+/** Ollama's converter leaves the scaling out of the models that were extended to 128K tokens. Its files say how many tokens an image has. */
 function readScaling(fields: Fields): number {
+  if (fields.has('mm.tokens_per_image') && !fields.has('rope.scaling.type') && !fields.has('rope.scaling.factor')) {
+    return fields.value('context_length') === 131_072 ? 1 / 8 : 1
+  }
   fields.only('rope.scaling.type', 'none', 'linear')
   if (fields.value('rope.scaling.type') === 'none') return 1
   return 1 / fields.number('rope.scaling.factor', [1, 1e4], 1)

@@ -84,7 +84,7 @@ export function hfConfig(checkpoint: Checkpoint): GemmaConfig {
   if (family === 'gemma') fields.only('hidden_act', 'gelu', 'gelu_pytorch_tanh')
   fields.only('hidden_activation', 'gelu_pytorch_tanh')
   fields.only('attention_bias', false)
-  fields.only('tie_word_embeddings', true)
+  fields.boolean('tie_word_embeddings', true)
 
   const layers = fields.dimension('num_hidden_layers', limits.layers, absent.layers)
   const hiddenSize = fields.dimension('hidden_size', limits.hiddenSize, absent.hiddenSize)

@@ -11,8 +11,8 @@ import type { GgufVocabulary } from './gguf-metadata.ts'
 /** GGUF's piece types; SentencePiece's are the same. */
 const normal = 1
 const unknown = 2
-const control = 3
-const userDefined = 4
+export const control = 3
+export const userDefined = 4
 const unused = 5
 const byte = 6
 

@@ -49,8 +49,8 @@ export interface GemmaLoadOptions {
   /** `f32` widens every matrix, the head included: slow, large, and as exact as the file. For references. Default `stored`. */
   readonly weights?: 'stored' | 'f32' | undefined
   /**
-   * Keeps the packed matrices in a file, so that the next load is fast: true beside the checkpoint, or in the folder named here. Default
-   * true for models above 64 MB. Where the file cannot be written, the model loads without it. The file is replaced when the checkpoint's
+   * Keeps the packed matrices in a file, so that the next load is fast: true beside the checkpoint, or in the folder named here, which is
+   * made where it is missing. Default true for models above 64 MB. Where the file cannot be written, the model loads without it. The file is replaced when the checkpoint's
    * files change in size or time.
    */
   readonly packedCache?: boolean | string | undefined

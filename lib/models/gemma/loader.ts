@@ -226,7 +226,7 @@ export class Loader {
   async #packHead(stored: StoredTensor): Promise<Tensor> {
     const format = this.#widen ? 'f32' : this.#options.head
     const blocks = () => this.#headBlocks(stored, format)
-    const assembled = await this.#assembleHead(stored.shape[0] as number, blocks())
+    const assembled = await this.#assembleHead(stored.shape[0] as number, blocks)
     if (assembled) return assembled
     const parts: Tensor[] = []
     try {
@@ -256,14 +256,22 @@ export class Loader {
     }
   }
 
-  /** Through the cache, or else through a file that lasts as long as this takes. */
-  async #assembleHead(rows: number, blocks: Iterable<Tensor>): Promise<Tensor | undefined> {
+  /**
+   * Through the cache, or else, also where its disk is full, through a file that lasts as long as this takes. Undefined where neither can be
+   * written: joining in memory takes the head's size several times.
+   */
+  async #assembleHead(rows: number, blocks: () => Iterable<Tensor>): Promise<Tensor | undefined> {
     if ((this.#headSource?.bytes ?? 0) < smallestCachedBytes) return undefined
-    const scratch = this.#writer ? undefined : await this.#scratch()
-    try {
-      const head = await (this.#writer ?? scratch)?.assemble('head', rows, blocks)
+    const through = async (writer: PackedCacheWriter | undefined): Promise<Tensor | undefined> => {
+      const head = await writer?.assemble('head', rows, blocks())
       if (head) await this.#device.currentStream.synchronize()
       return head
+    }
+    const kept = await through(this.#writer)
+    if (kept) return kept
+    const scratch = await this.#scratch()
+    try {
+      return await through(scratch)
     } finally {
       await scratch?.discard()
     }
@@ -283,7 +291,12 @@ export class Loader {
   }
 
   #identity(): CacheIdentity {
-    return cacheIdentity(this.#device, this.#widen ? { weights: 'f32' } : { head: this.#options.head })
+    // config.json, which says whether the head is the embedding, is none of the files whose time is compared.
+    const isUntied = this.#checkpoint.format === 'safetensors' && this.#weights.head !== undefined
+    return cacheIdentity(this.#device, {
+      ...(this.#widen ? { weights: 'f32' } : { head: this.#options.head }),
+      ...(isUntied && { source: 'untied' }),
+    })
   }
 
   #progress(bytes: number, total: number): void {

@@ -11,7 +11,7 @@
  * @module
  */
 import { createHash } from 'node:crypto'
-import { type FileHandle, open, readdir, rename, stat, unlink } from 'node:fs/promises'
+import { type FileHandle, mkdir, open, readdir, rename, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import type { Checkpoint } from '../../checkpoint/checkpoint.ts'
 import type { Device } from '../../device.ts'
@@ -299,13 +299,14 @@ export class PackedCacheWriter {
   }
 }
 
+/** Removes what killed processes left, where it can. Never throws: another process may do the same, or finish its file, at this moment. */
 async function removeAbandoned(file: string): Promise<void> {
   const folder = path.dirname(file)
-  for (const name of await readdir(folder)) {
+  for (const name of await readdir(folder).catch(() => [])) {
     if (!name.startsWith(`${path.basename(file)}.`) || !name.endsWith('.partial')) continue
     const partial = path.join(folder, name)
-    const { mtimeMs } = await stat(partial)
-    if (Date.now() - mtimeMs > abandonedMs) await unlink(partial)
+    const written = await stat(partial).catch(() => undefined)
+    if (written && Date.now() - written.mtimeMs > abandonedMs) await unlink(partial).catch(() => {})
   }
 }
 
@@ -333,9 +334,12 @@ export async function openPackedCache(request: CacheRequest): Promise<{
   const wanted = request.wanted ?? request.bytes >= smallestCachedBytes
   if (wanted === false) return {}
   const file = cachePath(sources, identity, wanted === true ? undefined : wanted)
+  if (wanted !== true) await mkdir(wanted, { recursive: true }).catch(() => {})
   const reader = await PackedCacheReader.open(file, sources, identity)
   const matrices = reader?.holds(shapes)
     ? await reader.loadAll(device, stream, shapes.keys(), request.onBytes)
     : undefined
+  // A process that was killed while it wrote may be followed by none that writes.
+  if (matrices) await removeAbandoned(file)
   return matrices ? { found: { file, matrices } } : { writer: await PackedCacheWriter.create(file, sources, identity) }
 }

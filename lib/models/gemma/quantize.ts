@@ -3,6 +3,7 @@
  * arrange it.
  * @module
  */
+import { statSync } from 'node:fs'
 import { basename, resolve } from 'node:path'
 import { type Checkpoint, openCheckpoint, type StoredTensor } from '../../checkpoint/checkpoint.ts'
 import { parseGguf } from '../../checkpoint/gguf.ts'
@@ -17,8 +18,8 @@ import { cast } from '../../ops/row-ops.ts'
 import { scope } from '../../scope.ts'
 import { Tensor } from '../../tensor.ts'
 import { type GemmaConfig, gemmaConfig } from './config.ts'
-import { fileTypeMetadata, ggufMetadata, tokenizerMetadata } from './gguf-metadata.ts'
-import { readVocabulary } from './gguf-vocabulary.ts'
+import { fileTypeMetadata, type GgufVocabulary, ggufMetadata, tokenizerMetadata } from './gguf-metadata.ts'
+import { control, readVocabulary, userDefined } from './gguf-vocabulary.ts'
 import { embeddingTensor, type LayerWeights, modelWeights } from './weights.ts'
 
 export const quantizedTypes = ['q4_0', 'q8_0'] as const
@@ -81,6 +82,7 @@ export async function quantizeCheckpoint(
   expectOneOf('headType', headType, quantizedHeadTypes)
   throwIfAborted(signal, output)
   const checkpoint = typeof input === 'string' ? await openCheckpoint(input) : input
+  expectOtherFile(checkpoint, output)
   const config = gemmaConfig(checkpoint)
   if (config.architecture === 'gemma-embedding') {
     throw new LapidaryError(
@@ -92,6 +94,20 @@ export async function quantizeCheckpoint(
   expectSameModel(checkpoint, config, metadata)
   const tensors = listTensors(device, checkpoint, config, pieces, { type, headType })
   return writeGguf(output, metadata, tensors, { ...(onProgress && { onProgress }), ...(signal && { signal }) })
+}
+
+/** The original cannot be made again from what is quantised. */
+function expectOtherFile(checkpoint: Checkpoint, output: string): void {
+  const place = (file: string): string | undefined => {
+    const there = statSync(file, { bigint: true, throwIfNoEntry: false })
+    return there && `${there.dev}:${there.ino}`
+  }
+  const target = place(output)
+  if (target === undefined || !checkpoint.files.some((file) => place(file) === target)) return
+  throw new LapidaryError(
+    'ERR_INVALID_ARGUMENT',
+    `quantizeCheckpoint: output: expected another file than the input's own, got ${output}`,
+  )
 }
 
 function expectOneOf(what: string, value: string, of: readonly string[]): void {
@@ -113,11 +129,23 @@ interface Description {
 
 function describeOutput(checkpoint: Checkpoint, config: GemmaConfig, type: QuantizedType): Description {
   if (checkpoint.format === 'gguf') return copyMetadata(checkpoint, config, type)
-  const vocabulary = readVocabulary(checkpoint)
+  const vocabulary = firstPieces(readVocabulary(checkpoint), config.vocabularySize)
   const { tokens } = vocabulary
   const positionDivisor = 1 / config.positionScale.global
   const model = { ...config, name: basename(resolve(checkpoint.path)), positionDivisor, type }
   return { metadata: [...ggufMetadata(model), ...tokenizerMetadata(vocabulary)], pieces: tokens.length }
+}
+
+/**
+ * Gemma 3's tokenizer ends with a marker for images, for which its text models have no row. Added pieces that the model cannot read are left
+ * out; ordinary ones, which text would need, mean that the files do not belong together.
+ */
+function firstPieces(vocabulary: GgufVocabulary, count: number): GgufVocabulary {
+  const { tokens, scores, types } = vocabulary
+  if (types.subarray(count).some((type) => type !== control && type !== userDefined)) {
+    return vocabulary
+  }
+  return { ...vocabulary, tokens: tokens.slice(0, count), scores: scores.slice(0, count), types: types.slice(0, count) }
 }
 
 /**

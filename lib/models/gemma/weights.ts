@@ -3,6 +3,7 @@
  * @module
  */
 import type { Checkpoint, StoredTensor } from '../../checkpoint/checkpoint.ts'
+import { isObject } from '../../checkpoint/json.ts'
 import { type LinearWeight, linearWeight } from '../../checkpoint/linear.ts'
 import { LapidaryError } from '../../errors.ts'
 import type { GemmaConfig } from './config.ts'
@@ -29,7 +30,7 @@ export interface ModelWeights {
   readonly embedding: StoredTensor
   readonly layers: readonly LayerWeights[]
   readonly finalNorm: StoredTensor
-  /** An output matrix of its own, which some GGUF files have; otherwise it is the embedding. */
+  /** An output matrix of its own, which some quantised files have; otherwise it is the embedding. */
   readonly head: StoredTensor | undefined
   /** EmbeddingGemma's matrices after pooling, where the file has them. */
   readonly dense: readonly StoredTensor[]
@@ -81,6 +82,9 @@ const otherParts =
 
 /** Buffers that some writers keep: they follow from the configuration. */
 const buffers = /\.rotary_emb\.inv_freq$|^rope_freqs\.weight$/
+
+/** A vision tower and its projector inside a text model's file, as Ollama writes them. */
+const ggufVision = /^(v|mm)\./
 
 function hfPrefix(checkpoint: Checkpoint): string | undefined {
   return hfPrefixes.find((prefix) => checkpoint.tensors.has(`${prefix}embed_tokens.weight`))
@@ -134,10 +138,20 @@ export function modelWeights(checkpoint: Checkpoint, config: GemmaConfig): Model
     }
   })
   const finalNorm = reader.vector(`${prefix}${isGguf ? 'output_norm' : 'norm'}.weight`, hiddenSize)
-  const head = isGguf ? reader.optional('output.weight', [config.vocabularySize, hiddenSize]) : undefined
+  const headShape = [config.vocabularySize, hiddenSize]
+  const head = isGguf ? reader.optional('output.weight', headShape) : untiedHead(checkpoint, reader, headShape)
   const dense = isGguf ? denseOfGguf(reader, checkpoint, hiddenSize) : []
   reader.refuseOthers(prefix)
   return { embedding, layers, finalNorm, head, dense }
+}
+
+/** The head of a checkpoint that says that it is not the embedding: quantisers that round only one of the two part them. */
+function untiedHead(checkpoint: Checkpoint, reader: WeightReader, shape: readonly number[]): StoredTensor | undefined {
+  const { config } = checkpoint
+  const isUntied = [config, config.text_config].some((part) => isObject(part) && part.tie_word_embeddings === false)
+  if (!isUntied) return undefined
+  const prefix = checkpoint.tensors.has('language_model.lm_head.weight') ? 'language_model.' : ''
+  return reader.plain(`${prefix}lm_head.weight`, shape)
 }
 
 /** The two matrices after pooling: each takes what the one before gives, and the last returns to hiddenSize. */
@@ -201,6 +215,7 @@ export class WeightReader {
   refuseOthers(prefix: string): void {
     for (const [name, tensor] of this.#checkpoint.tensors) {
       if (!name.startsWith(prefix) || this.#taken.has(name) || otherParts.test(name) || buffers.test(name)) continue
+      if (this.#checkpoint.format === 'gguf' && ggufVision.test(name)) continue
       throw corrupt(`${where(tensor)}: is not part of the architecture that the configuration describes`)
     }
   }

@@ -70,6 +70,9 @@ const ggufNames: Names = {
   },
 }
 
+/** As llama.cpp's first converter wrote them, of which the most downloaded files are: what goes up is called down. */
+const exchangedGgufNames: Names = { ...ggufNames, layer: { ...ggufNames.layer, up: 'ffn_down', down: 'ffn_up' } }
+
 function hfNames(tower: string, projector: string): Names {
   return {
     layers: `${tower}encoder.layers`,
@@ -111,7 +114,7 @@ export function hasVisionWeights(checkpoint: Checkpoint): boolean {
  *   type that no kernel reads. Errors name file, tensor and byte offset.
  */
 export function visionWeights(checkpoint: Checkpoint, config: VisionConfig): VisionWeights {
-  const names = namesOf(checkpoint)
+  const names = namesOf(checkpoint, config)
   const { width, ffnSize, hiddenSize, patchSize, patchesPerSide } = config
   const reader = new WeightReader(checkpoint)
   const norm = (name: string): StoredAffine => ({
@@ -149,8 +152,11 @@ export function visionWeights(checkpoint: Checkpoint, config: VisionConfig): Vis
   }
 }
 
-function namesOf(checkpoint: Checkpoint): Names {
-  if (checkpoint.format === 'gguf') return ggufNames
+function namesOf(checkpoint: Checkpoint, { width, ffnSize }: VisionConfig): Names {
+  if (checkpoint.format === 'gguf') {
+    const columns = checkpoint.tensors.get('v.blk.0.ffn_down.weight')?.shape[1]
+    return columns === width && columns !== ffnSize ? exchangedGgufNames : ggufNames
+  }
   const all = hfPrefixes.map(([tower, projector]) => hfNames(tower, projector))
   const names = all.find(({ positions }) => checkpoint.tensors.has(positions))
   if (names) return names
