@@ -7,34 +7,40 @@
 namespace lapidary {
 namespace {
 
-// T: as many bytes as an element has.
-template <class T>
-LAPIDARY_INLINE void gather_stretch(const unsigned char* row, const int32_t* order, int64_t count, int64_t columns,
-                                    unsigned char* out) {
+// T: as many bytes as an element has. kChecked: some indices are none of the row's columns.
+template <class T, bool kChecked>
+static void gather_stretch(const unsigned char* row, const int32_t* order, int64_t count, int64_t columns,
+                           unsigned char* out) {
   const T* from = reinterpret_cast<const T*>(row);
   T* to = reinterpret_cast<T*>(out);
-  for (int64_t j = 0; j < count; ++j) to[j] = order[j] >= 0 && order[j] < columns ? from[order[j]] : T(0);
+  for (int64_t j = 0; j < count; ++j) {
+    to[j] = !kChecked || (order[j] >= 0 && order[j] < columns) ? from[order[j]] : T(0);
+  }
+}
+
+// The first index that is none of the columns, or `count`. Each thread looks for itself: a comparison per column, once.
+LAPIDARY_INLINE int64_t first_outside(const int32_t* order, int64_t count, int64_t columns) {
+  for (int64_t j = 0; j < count; ++j) {
+    if (order[j] < 0 || order[j] >= columns) return j;
+  }
+  return count;
 }
 
 static void gather_columns(const Call& call, Team& team) {
   const TensorView &x = call.in[0], &order = call.in[1], &out = call.out[0];
   const int64_t columns = x.dims[x.rank - 1], gathered = out.dims[out.rank - 1];
   const int32_t* indices = order.as<int32_t>();
-  const int bytes = info(x.dtype).block_bytes;
-  const Rows x_rows = rows_of(x), out_rows = rows_of(out);
-  for (int64_t j = 0; team.thread == 0 && j < gathered; ++j) {
-    if (indices[j] >= 0 && indices[j] < columns) continue;
+  const int64_t outside = first_outside(indices, gathered, columns);
+  if (outside < gathered && team.thread == 0) {
     team_fail(team, Code::kIndexOutOfRange, "gather_columns: order: expected a column below %lld, got %lld", columns,
-              indices[j]);
-    break;
+              indices[outside]);
   }
+  const bool wide = x.dtype == DType::f32;
+  const auto gather = outside < gathered ? (wide ? gather_stretch<uint32_t, true> : gather_stretch<uint16_t, true>)
+                                         : (wide ? gather_stretch<uint32_t, false> : gather_stretch<uint16_t, false>);
+  const Rows x_rows = rows_of(x), out_rows = rows_of(out);
   for_pieces(team, row_count(out), gathered, [&](int64_t row, int64_t begin, int64_t count) {
-    unsigned char* to = out_rows.at(row) + begin * bytes;
-    if (bytes == 4) {
-      gather_stretch<uint32_t>(x_rows.at(row), indices + begin, count, columns, to);
-    } else {
-      gather_stretch<uint16_t>(x_rows.at(row), indices + begin, count, columns, to);
-    }
+    gather(x_rows.at(row), indices + begin, count, columns, out_rows.at(row) + begin * (wide ? 4 : 2));
   });
 }
 
