@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, expect, test } from 'vitest'
 import { openCheckpoint } from '../../lib/checkpoint/checkpoint.ts'
 import { GemmaModel } from '../../lib/models/gemma/load.ts'
-import { forEachIsa } from '../support/devices.ts'
+import { anyDevice, forEachIsa } from '../support/devices.ts'
 import { Random } from '../support/random.ts'
 import { RandomModel, type RandomModelOptions } from './random-model.ts'
 import { reference } from './reference.ts'
@@ -212,4 +212,26 @@ test.each(cases)('$name', async ({ name, options, file, products }) => {
     const { logits } = await run(widened, ids)
     expect(deviation(logits, exact).max).toBeLessThanOrEqual(2e-4 * Math.max(1, ...exact.map(Math.abs)))
   })
+})
+
+test('a model in activation order is the same from its packed cache', async () => {
+  const options: RandomModelOptions = {
+    family: 'gemma3',
+    kinds,
+    form: (matrix) => (matrix === 'embedding' ? 'f16' : 'gptq 32 ordered'),
+  }
+  const place = mkdtempSync(join(folder, 'case-'))
+  const quantization = { quant_method: 'gptq', bits: 4, group_size: 32, desc_act: true, sym: false }
+  const model = new RandomModel('cached', options)
+  model.writeHf(place, { quantization })
+  const ids = Random.named('text').i32([30], 0, model.config.vocabulary).data
+  const checkpoint = await openCheckpoint(place)
+  const device = await anyDevice()
+  const load = async (): Promise<[fromCache: boolean, logits: Float64Array]> => {
+    using loaded = await GemmaModel.load(device, checkpoint, { packedCache: true })
+    return [loaded.fromCache, (await run(loaded, ids)).logits]
+  }
+  const [first, again] = [await load(), await load()]
+  expect([first[0], again[0]]).toEqual([false, true])
+  expect(again[1]).toEqual(first[1])
 })

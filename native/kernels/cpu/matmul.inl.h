@@ -158,7 +158,8 @@ LAPIDARY_INLINE Layouts float_layouts(const TensorView& w, const FloatTiles& x) 
   const ColumnBlocks blocks = column_blocks(x.columns / kGroup, Strips::kBlockGroups, 1);
   const bool decode = x.tiling.tiles == 1;
   const int64_t sums = decode ? 0 : pass_floats(blocks, x.tiling, Strips::kRowBlock, Format::kChains) * 4;
-  return {aligned(x.bytes()), aligned(sums), decode && x.tiling.rows * w.dims[1] <= kPrivateElements};
+  return {aligned(x.bytes()), decode ? 0 : aligned(Strips::kStripBytes) + aligned(sums),
+          decode && x.tiling.rows * w.dims[1] <= kPrivateElements};
 }
 
 template <class Format>
@@ -170,8 +171,9 @@ static void matmul_float(const Call& call, Team& team) {
   tiles.data = reinterpret_cast<float*>(layouts.x(team));
   prepare_x(team, layouts.private_x, [&](int thread, int threads) { place_rows<Format>(x, tiles, thread, threads); });
   if (tiles.tiling.tiles > 1) {
-    FloatStrips<Format> kernel(w, tiles);
-    return run_strips(team, kernel, out, reinterpret_cast<float*>(layouts.own(team)));
+    unsigned char* own = layouts.own(team);
+    FloatStrips<Format> kernel(w, tiles, reinterpret_cast<float*>(own));
+    return run_strips(team, kernel, out, reinterpret_cast<float*>(own + aligned(FloatStrips<Format>::kStripBytes)));
   }
   for_each_panel_share(
       team, w, [&](int64_t begin, int64_t end, int64_t) { decode_float_panels<Format>(w, tiles, out, begin, end); });

@@ -77,7 +77,7 @@ LAPIDARY_INLINE void decode_group(F32 (&sums)[H], const unsigned char* head, con
   constexpr bool kStarts = kKind != Corrections::kSum;
   const unsigned char* words = entry + kSteps * H * 4;
 
-  F32 f0[H];
+  F32 f0[H] = {};
   for (int half = 0; half < (kHalves ? 2 : 1); ++half) {
     int32_t starts[H];
     for (int h = 0; h < H; ++h) starts[h] = kStarts ? load_as<int32_t>(words + (1 + half) * H * 4 + h * 4) : 0;

@@ -10,9 +10,12 @@
 //   x in tiles of H rows, f32: [K][H], zeros past K; formats of pairs (matmul_avx512_bf16.inl.h) take two columns in a step
 //   tile of sums [kChains][P][H] of R lanes: 24 of 32 registers, 12 of 16
 //
-// Few rows: one panel after the other, each one stream. More: strips.h; panels are read as they are, expanding costs 1
-// … 2 instructions per vector beside H fmas. Operations: 2·M·N·K. Bytes: the panels once per kRowBlock rows.
+// Few rows: one panel after the other, each one stream. More: strips.h; panels are read as they are where that costs 1 … 2
+// instructions per vector beside 6 fmas. Where it costs more, or tiles have 3 rows, a strip is widened to f32 once for all rows
+// (kWidened). Operations: 2·M·N·K. Bytes: the panels once per kRowBlock rows.
 #pragma once
+#include <type_traits>
+
 #include "kernels/cpu/matmul/decode.h"
 #include "kernels/cpu/matmul/strips.h"
 
@@ -59,6 +62,21 @@ struct FloatFormat {
     }
   }
 };
+
+// The same weights as f32 in L1: what prepare() leaves of a strip.
+template <class Format>
+struct WidenedFormat : Format {
+  static constexpr DType kDtype = DType::f32;
+  static constexpr int kBytes = 4;
+  static constexpr int64_t kHeadBytes = 0;
+  LAPIDARY_INLINE void load4(const unsigned char* weights, int64_t k, F32 (&w)[4]) {
+    for (int i = 0; i < 4; ++i) w[i] = load(reinterpret_cast<const float*>(weights) + (k + i) * R);
+  }
+};
+template <class Format>
+static constexpr bool kInL1 = false;
+template <class Format>
+static constexpr bool kInL1<WidenedFormat<Format>> = true;
 
 // x as tiles of steps: f32, or pairs of bf16.
 struct FloatTiles {
@@ -115,7 +133,7 @@ static void float_tile(const unsigned char* weights, int64_t panel_stride, const
   }
   for (int64_t k = 0; k < columns; k += 4, x += kSteps * H) {
     constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
-    if (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0) {
+    if (!kInL1<Format> && (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0)) {
       for (int p = 0; p < P; ++p) {
         for (int64_t line = 0; line < kStepBytes; line += 64) {
           __builtin_prefetch(weights + p * panel_stride + k * R * Format::kBytes + kPrefetchBytes + line, 0, 3);
@@ -201,21 +219,27 @@ static void decode_float_panels(const TensorView& w, const FloatTiles& x, const 
 
 template <class Format>
 struct FloatStrips {
+  static constexpr bool kWidened =
+      Format::kPerStep == 1 && Format::kDtype != DType::f32 && (Format::kDtype == DType::sfp8 || kRegisters < 32);
+  using StripFormat = std::conditional_t<kWidened, WidenedFormat<Format>, Format>;
   static constexpr int kSums = Format::kChains;
   // L2 (1 MiB and more): 192 rows × 512 columns of f32 take 384 KiB.
   static constexpr int64_t kRowBlock = 192;
-  // L1 (32 KiB and more): 512 columns of two panels are 32 KiB of bf16; a tile of x 12 KiB.
-  static constexpr int64_t kBlockGroups = 16;
+  // L1 (32 KiB and more): 512 columns of two panels are 32 KiB of bf16; a tile of x 12 KiB. Widened, 256 are as much.
+  static constexpr int64_t kBlockGroups = kWidened ? 8 : 16;
+  static constexpr int64_t kStripBytes = kWidened ? kStripPanels * kBlockGroups * kGroup * R * 4 : 0;
 
   const TensorView& w;
   const FloatTiles& x;
   const Tiling& tiling;
   const int64_t groups, panels, panel_stride;
   const ColumnBlocks blocks;
-  const unsigned char* strip;
+  float* const widened;        // kStripBytes
+  const unsigned char* strip;  // of the first panel
+  int64_t strip_stride;        // to the second
   bool lone;
 
-  LAPIDARY_MEMBER_INLINE FloatStrips(const TensorView& w, const FloatTiles& x)
+  LAPIDARY_MEMBER_INLINE FloatStrips(const TensorView& w, const FloatTiles& x, float* widened)
       : w(w),
         x(x),
         tiling(x.tiling),
@@ -223,18 +247,41 @@ struct FloatStrips {
         panels(panel_count(w)),
         panel_stride(panel_bytes(w)),
         blocks(column_blocks(x.columns / kGroup, kBlockGroups, 1)),
+        widened(widened),
         strip(nullptr),
+        strip_stride(0),
         lone(false) {}
 
-  LAPIDARY_MEMBER_INLINE void prepare(int64_t panel, int present, int64_t group, int64_t) {
+  LAPIDARY_MEMBER_INLINE void prepare(int64_t panel, int present, int64_t group, int64_t count) {
     strip = w.data + panel * panel_stride + Format::kHeadBytes + group * kGroup * R * Format::kBytes;
     lone = present < kStripPanels;  // the last panel then stands for both; nobody reads the second's outputs
+    strip_stride = lone ? 0 : panel_stride;
+    if constexpr (kWidened) {
+      for (int p = 0; p < present; ++p)
+        widen(strip + p * panel_stride, count * kGroup, widened + p * count * kGroup * R);
+      strip = reinterpret_cast<const unsigned char*>(widened);
+      if (!lone) strip_stride = count * kGroup * R * 4;
+    }
+  }
+
+  // `columns` columns of a panel as f32; what follows them, or their like of the next row block, is asked for.
+  static void widen(const unsigned char* weights, int64_t columns, float* to) {
+    constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
+    for (int64_t k = 0; k < columns; k += 4, to += 4 * R) {
+      if (k * R * Format::kBytes % 64 == 0)
+        __builtin_prefetch(weights + k * R * Format::kBytes + columns * R * Format::kBytes, 0, 2);
+      if constexpr (kStepBytes > 64)
+        __builtin_prefetch(weights + k * R * Format::kBytes + columns * R * Format::kBytes + 64, 0, 2);
+      F32 w[4];
+      Format::load4(weights, k, w);
+      for (int i = 0; i < 4; ++i) store(to + i * R, w[i]);
+    }
   }
 
   LAPIDARY_MEMBER_INLINE void multiply(int64_t tile, int height, int64_t group, int64_t count, float* sums) {
-    float_tile_of<Format, kStripPanels>(height, strip, lone ? 0 : panel_stride,
-                                        x.tile(tile) + group * kGroup / Format::kPerStep * height, count * kGroup,
-                                        group == 0, sums);
+    float_tile_of<StripFormat, kStripPanels>(height, strip, strip_stride,
+                                             x.tile(tile) + group * kGroup / Format::kPerStep * height, count * kGroup,
+                                             group == 0, sums);
   }
 
   LAPIDARY_MEMBER_INLINE void finish(int64_t panel, int, int64_t, int height, float* sums) {
