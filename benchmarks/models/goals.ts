@@ -14,8 +14,8 @@ const stored1b = 'gemma-3-1b q4_0, head as stored'
 const default1b = 'gemma-3-1b q4_0, default head'
 const stored4b = 'gemma-3-4b q4_0, head as stored'
 const default4b = 'gemma-3-4b q4_0, default head'
-/** A gigabyte in MiB. */
-const gigabyte = 1e9 / 2 ** 20
+/** A gigabyte in MiB, nearly. */
+const gigabyte = Math.round(1e9 / 2 ** 20)
 
 export const modelGoals: Readonly<Record<string, readonly Goal[]>> = {
   [`${stored1b}: prefill 512`]: onAmx(9, 3000),
