@@ -20,7 +20,7 @@ export interface Measured {
 export type Goal = { readonly isa?: string } & (
   | /** TFLOP/s, at least. */ { readonly tflops: number }
   | /** GB/s, at least. */ { readonly gbps: number }
-  | /** Per cent of a limit in the same rounds, at least; where another limit binds the row, the goal does not stand. */ {
+  | /** Per cent of a limit in the same rounds, at least; unmeasured where another limit binds the row. */ {
       readonly percent: number
       readonly of: string
     }
@@ -43,11 +43,6 @@ export interface Verdict {
 
 const number = (value: number): string => (value >= 100 ? value.toFixed(0) : value.toPrecision(3))
 
-function stands(goal: Goal, row: Measured): boolean {
-  if (goal.isa !== undefined && goal.isa !== row.isa) return false
-  return !('of' in goal) || goal.of === row.limit
-}
-
 function judgeOne(goal: Goal, row: Measured, rows: readonly Measured[]): Verdict {
   const verdict = (text: string, value: number | undefined, met: (value: number) => boolean): Verdict => ({
     goal: text,
@@ -58,7 +53,8 @@ function judgeOne(goal: Goal, row: Measured, rows: readonly Measured[]): Verdict
     verdict(`≥ ${wanted}${text}`, value, (reached) => reached >= wanted)
   if ('tflops' in goal) return atLeast(' TFLOP/s', row.gflops && row.gflops / 1e3, goal.tflops)
   if ('gbps' in goal) return atLeast(' GB/s', row.gbps, goal.gbps)
-  if ('of' in goal) return atLeast(` % of ${goal.of}`, row.percentOfLimit, goal.percent)
+  if ('of' in goal)
+    return atLeast(` % of ${goal.of}`, row.limit === goal.of ? row.percentOfLimit : undefined, goal.percent)
   if ('atLeast' in goal) return atLeast('', row.value, goal.atLeast)
   if ('atMost' in goal) return verdict(`≤ ${goal.atMost}`, row.value, (value) => value <= goal.atMost)
   if ('peer' in goal) return atLeast(`x ${goal.peer}`, row.peers[goal.peer]?.ratio, goal.times)
@@ -73,9 +69,9 @@ function judgeOne(goal: Goal, row: Measured, rows: readonly Measured[]): Verdict
   return verdict(`≤ ${goal.percentSlower} % slower than ${goal.than}`, slower, (value) => value <= goal.percentSlower)
 }
 
-/** Of the goals that stand for a row. @param rows All rows of the run: a goal may speak of another case. */
+/** Of the goals that stand for a row's instruction set. @param rows All rows of the run: a goal may speak of another case. */
 export function judge(goals: readonly Goal[], row: Measured, rows: readonly Measured[]): Verdict[] {
-  return goals.filter((goal) => stands(goal, row)).map((goal) => judgeOne(goal, row, rows))
+  return goals.filter(({ isa }) => isa === undefined || isa === row.isa).map((goal) => judgeOne(goal, row, rows))
 }
 
 /** `≥ 300 TFLOP/s: missed (281)`. */

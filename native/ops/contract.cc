@@ -59,6 +59,24 @@ Status expect_dtype(const PlanContext& context, int input, std::initializer_list
                names.c_str(), describe(view).c_str());
 }
 
+Status expect_stored_dtype(const PlanContext& context, int input) {
+  return expect_dtype(
+      context, input,
+      {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
+       DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8});
+}
+
+Status expect_stored_matrix(const PlanContext& context, int input) {
+  const TensorView& view = context.call.in[input];
+  LAPIDARY_RETURN_IF_ERROR(expect_stored_dtype(context, input));
+  LAPIDARY_RETURN_IF_ERROR(is_block(view.dtype) ? expect_contiguous(context, input)
+                                                : expect_inner_contiguous(context, input));
+  const int block = info(view.dtype).block;
+  if (view.dims[1] % block == 0) return {};
+  return error(Code::kShapeMismatch, "%s: %s: expected rows of a multiple of %d columns, got %s", op_name(context),
+               input_name(context, input), block, describe(view).c_str());
+}
+
 Status expect_dim(const PlanContext& context, int input, int axis, int64_t expected, const char* because) {
   const TensorView& view = context.call.in[input];
   if (axis < view.rank && view.dims[axis] == expected) return {};

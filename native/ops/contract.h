@@ -72,6 +72,10 @@ std::string describe(const TensorView& view);
 // came.
 Status expect_rank(const PlanContext& context, int input, int rank);
 Status expect_dtype(const PlanContext& context, int input, std::initializer_list<DType> allowed);
+// A dtype that checkpoints store matrices in: floats, sfp8 and GGUF's blocks.
+Status expect_stored_dtype(const PlanContext& context, int input);
+// A tensor of two dimensions and such a dtype whose rows kernels read as they are stored: of whole blocks, blocks without gaps.
+Status expect_stored_matrix(const PlanContext& context, int input);
 Status expect_dim(const PlanContext& context, int input, int axis, int64_t expected, const char* because);
 Status expect_contiguous(const PlanContext& context, int input);
 // The last dimension has stride 1; leading ones may be strided.

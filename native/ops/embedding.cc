@@ -23,18 +23,7 @@ Status plan(PlanContext& context) {
   LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, kIds, {DType::i32}));
   LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kIds));
   LAPIDARY_RETURN_IF_ERROR(expect_rank(context, kTable, 2));
-  if (table.layout != Layout::panels) {
-    LAPIDARY_RETURN_IF_ERROR(expect_dtype(
-        context, kTable,
-        {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
-         DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
-    LAPIDARY_RETURN_IF_ERROR(is_block(table.dtype) ? expect_contiguous(context, kTable)
-                                                   : expect_inner_contiguous(context, kTable));
-    if (table.dims[1] % info(table.dtype).block != 0) {
-      return error(Code::kShapeMismatch, "embedding: table: expected rows of a multiple of %d columns, got %s",
-                   info(table.dtype).block, describe(table).c_str());
-    }
-  }
+  if (table.layout != Layout::panels) LAPIDARY_RETURN_IF_ERROR(expect_stored_matrix(context, kTable));
   const float scale = float(context.attributes[kScale]);
   LAPIDARY_RETURN_IF_ERROR(expect_attribute(context, kScale, std::isfinite(scale), "a finite number"));
   context.call.params_as<EmbeddingParams>() = {scale};

@@ -58,10 +58,7 @@ Status plan_stored(PlanContext& context) {
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kScales, "a stored format holds its own scales"));
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kZeros, "a stored format holds its own zero points"));
   LAPIDARY_RETURN_IF_ERROR(expect_absent(context, kColumnOrder, "only integer groups have one"));
-  LAPIDARY_RETURN_IF_ERROR(expect_dtype(
-      context, kWeight,
-      {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
-       DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
+  LAPIDARY_RETURN_IF_ERROR(expect_stored_dtype(context, kWeight));
   LAPIDARY_RETURN_IF_ERROR(expect_multiple(context, "columns", weight.dims[1], info(weight.dtype).block));
   if (is_block(weight.dtype)) LAPIDARY_RETURN_IF_ERROR(expect_contiguous(context, kWeight));
   LAPIDARY_RETURN_IF_ERROR(expect_rows_and_columns(context, weight.dims[0], weight.dims[1]));

@@ -70,18 +70,7 @@ Status plan_dequantize(PlanContext& context) {
   LAPIDARY_RETURN_IF_ERROR(expect_attribute(context, 1, scale == 1 || (!packed && w.dtype == DType::sfp8),
                                             "1 (only stored sfp8 has a tensor scale)"));
   LAPIDARY_RETURN_IF_ERROR(expect_attribute(context, 1, std::isfinite(scale), "a finite number"));
-  if (!packed) {
-    LAPIDARY_RETURN_IF_ERROR(expect_dtype(
-        context, 0,
-        {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
-         DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
-    LAPIDARY_RETURN_IF_ERROR(is_block(w.dtype) ? expect_contiguous(context, 0) : expect_inner_contiguous(context, 0));
-    const int block = info(w.dtype).block;
-    if (w.dims[1] % block != 0) {
-      return error(Code::kShapeMismatch, "dequantize: w: expected rows of a multiple of %d columns, got %s", block,
-                   describe(w).c_str());
-    }
-  }
+  if (!packed) LAPIDARY_RETURN_IF_ERROR(expect_stored_matrix(context, 0));
   context.call.params_as<DequantizeParams>() = {scale};
   set_output(context, 0, context.attributes[0] == 0 ? DType::f32 : DType::bf16, {w.dims[0], w.dims[1]});
   return {};

@@ -18,18 +18,7 @@ Status plan(PlanContext& context) {
   LAPIDARY_RETURN_IF_ERROR(expect_dtype(context, In::logits, {DType::f32}));
   LAPIDARY_RETURN_IF_ERROR(expect_inner_contiguous(context, In::logits));
   LAPIDARY_RETURN_IF_ERROR(expect_rank(context, In::table, 2));
-  if (table.layout != Layout::panels) {
-    LAPIDARY_RETURN_IF_ERROR(expect_dtype(
-        context, In::table,
-        {DType::f32, DType::f16, DType::bf16, DType::q4_0, DType::q4_1, DType::q5_0, DType::q5_1, DType::q8_0,
-         DType::q3_k, DType::q4_k, DType::q5_k, DType::q6_k, DType::iq4_nl, DType::iq4_xs, DType::sfp8}));
-    LAPIDARY_RETURN_IF_ERROR(is_block(table.dtype) ? expect_contiguous(context, In::table)
-                                                   : expect_inner_contiguous(context, In::table));
-    if (table.dims[1] % info(table.dtype).block != 0) {
-      return error(Code::kShapeMismatch, "refine_logits: table: expected rows of a multiple of %d columns, got %s",
-                   info(table.dtype).block, describe(table).c_str());
-    }
-  }
+  if (table.layout != Layout::panels) LAPIDARY_RETURN_IF_ERROR(expect_stored_matrix(context, In::table));
   LAPIDARY_RETURN_IF_ERROR(expect_dim(context, In::table, 0, logits.dims[1], "vocabulary of logits"));
   if (logits.dims[1] < 1 || logits.dims[1] > INT32_MAX) {
     return error(Code::kShapeMismatch, "refine_logits: logits: expected a vocabulary from 1 to 2^31 - 1, got %s",

@@ -27,6 +27,7 @@ struct Bf16Pairs {
   static constexpr int kTileRows = 6;
   static constexpr int kDecodePanels = 1;
   static constexpr int kPerStep = 2;
+  static constexpr bool kInL1 = false;
   using Vector = Bytes;
 
   LAPIDARY_INLINE F32 steps_of(const TensorView& x, int64_t offset, int64_t column, int64_t columns) {

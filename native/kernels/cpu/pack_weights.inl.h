@@ -10,6 +10,7 @@
 //
 // Contract: ops/pack_weights.h. Sources may lie at any address; the result is written once, front to back, padding
 // included. Bytes: one read of W, one write of the panels. FLOPs: none.
+#include "kernels/cpu/column_order.h"
 #include "kernels/cpu/weights/integer_groups.h"
 #include "kernels/cpu/kernel.h"
 #include "kernels/cpu/weights/panel_writer.h"
@@ -182,11 +183,9 @@ static void pack_group_record(const groups::Source& source, const TensorView& pa
 static void pack_groups(const Call& call, Team& team) {
   const TensorView& packed = call.out[0];
   const groups::Source source(call, team);
-  for (int64_t k = 0; team.thread == 0 && source.order && k < source.columns; ++k) {
-    if (source.order[k] >= 0 && source.order[k] < source.columns) continue;
-    team_fail(team, Code::kIndexOutOfRange, "pack_weights: columnOrder: expected a column below %lld, got %lld",
-              source.columns, source.order[k]);
-    break;
+  if (source.order) {  // what is none has code 8: ordered_vectors()
+    are_columns(source.order, source.columns, source.columns, team,
+                "pack_weights: columnOrder: expected a column below %lld, got %lld");
   }
   const int64_t records = panel_columns(packed) / kRecordColumns;
   const Range range = team_range(team, panel_count(packed), kRowsTogether / R);

@@ -34,6 +34,8 @@ struct FloatFormat {
   static constexpr int kDecodePanels = R >= 16 ? 1 : 2;
   // Columns that one multiplication takes.
   static constexpr int kPerStep = 1;
+  // Nothing to be fetched ahead of its use.
+  static constexpr bool kInL1 = false;
   using Vector = F32;
 
   // kLanes steps of a row of x from `column` on, 32 bits each.
@@ -69,15 +71,12 @@ struct WidenedFormat : Format {
   static constexpr DType kDtype = DType::f32;
   static constexpr int kBytes = 4;
   static constexpr int64_t kHeadBytes = 0;
+  static constexpr bool kInL1 = true;
+
   LAPIDARY_INLINE void load4(const unsigned char* weights, int64_t k, F32 (&w)[4]) {
     for (int i = 0; i < 4; ++i) w[i] = load(reinterpret_cast<const float*>(weights) + (k + i) * R);
   }
 };
-template <class Format>
-static constexpr bool kInL1 = false;
-template <class Format>
-static constexpr bool kInL1<WidenedFormat<Format>> = true;
-
 // x as tiles of steps: f32, or pairs of bf16.
 struct FloatTiles {
   Tiling tiling;
@@ -133,7 +132,7 @@ static void float_tile(const unsigned char* weights, int64_t panel_stride, const
   }
   for (int64_t k = 0; k < columns; k += 4, x += kSteps * H) {
     constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
-    if (!kInL1<Format> && (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0)) {
+    if (!Format::kInL1 && (kStepBytes >= 64 || k * R * Format::kBytes % 64 == 0)) {
       for (int p = 0; p < P; ++p) {
         for (int64_t line = 0; line < kStepBytes; line += 64) {
           __builtin_prefetch(weights + p * panel_stride + k * R * Format::kBytes + kPrefetchBytes + line, 0, 3);
@@ -266,12 +265,10 @@ struct FloatStrips {
 
   // `columns` columns of a panel as f32; what follows them, or their like of the next row block, is asked for.
   static void widen(const unsigned char* weights, int64_t columns, float* to) {
-    constexpr int64_t kStepBytes = 4 * R * Format::kBytes;
+    constexpr int64_t kColumnBytes = R * Format::kBytes;
+    static_assert(4 * kColumnBytes <= 64);  // a line at most in each turn
     for (int64_t k = 0; k < columns; k += 4, to += 4 * R) {
-      if (k * R * Format::kBytes % 64 == 0)
-        __builtin_prefetch(weights + k * R * Format::kBytes + columns * R * Format::kBytes, 0, 2);
-      if constexpr (kStepBytes > 64)
-        __builtin_prefetch(weights + k * R * Format::kBytes + columns * R * Format::kBytes + 64, 0, 2);
+      if (k * kColumnBytes % 64 == 0) __builtin_prefetch(weights + (k + columns) * kColumnBytes, 0, 2);
       F32 w[4];
       Format::load4(weights, k, w);
       for (int i = 0; i < 4; ++i) store(to + i * R, w[i]);
